@@ -1,0 +1,1 @@
+"""FAISS adapter: a datastore in a local folder."""

@@ -1,0 +1,94 @@
+"""From a datastore's URI to its adapter, through the entry-point group `knnlm_store.backends`."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from knnlm_store.backend import VectorBackend
+from knnlm_store.errors import MissingDependency, UnknownBackend, UsageError
+from knnlm_store.values import Location
+
+GROUP = "knnlm_store.backends"
+
+
+def parse(uri: str) -> Location:
+    """Read a URI: `memory:`, `faiss:PATH/NAME`, `qdrant://host:6334/NAME`.
+
+    Raises UsageError for anything else; nothing is opened.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or not scheme.isidentifier():
+        raise UsageError(
+            f"{uri!r} is not a datastore.",
+            hint="Write BACKEND:PATH/NAME, for example faiss:stores/law.",
+        )
+    if scheme == "memory":
+        return Location(scheme, "", rest or "memory")
+    network = rest.startswith("//")
+    root, _, name = rest.removeprefix("//").rstrip("/").rpartition("/")
+    if "@" in root and network:
+        raise UsageError(
+            "A datastore's URI must not hold credentials.",
+            hint="Set them in the environment; see the backend's page.",
+        )
+    if not name or (network and not root):
+        raise UsageError(
+            f"{uri!r} names no datastore.",
+            hint=f"Write {scheme}:PATH/NAME, for example {scheme}:stores/law.",
+        )
+    return Location(scheme, root or ".", name, network)
+
+
+def providers() -> dict[str, list[EntryPoint]]:
+    """Installed adapters: scheme to the entry points that claim it."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def load(scheme: str) -> type[VectorBackend]:
+    """Import the adapter of a scheme.
+
+    Raises UnknownBackend if none or several claim it, MissingDependency if its client library
+    is not installed.
+    """
+    points = providers()
+    claims = {p.value: p for p in points.get(scheme, [])}
+    if not claims:
+        raise UnknownBackend(
+            f"There is no backend {scheme!r}.", hint=f"Installed: {', '.join(sorted(points))}."
+        )
+    if len(claims) > 1:
+        who = ", ".join(
+            sorted(f"{p.dist.name if p.dist else '?'} ({v})" for v, p in claims.items())
+        )
+        raise UnknownBackend(
+            f"Several packages provide the backend {scheme!r}: {who}.",
+            hint="Uninstall all but one.",
+        )
+    (point,) = claims.values()
+    try:
+        adapter = point.load()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == point.module.split(".")[0]:
+            raise
+        raise MissingDependency.of(error.name or "a client library", scheme) from error
+    if not (isinstance(adapter, type) and issubclass(adapter, VectorBackend)):
+        raise UnknownBackend(f"{point.value} is not a VectorBackend.")
+    return adapter
+
+
+def connect(uri: str | Location) -> VectorBackend:
+    """Bind to the datastore of a URI, which need not exist yet."""
+    location = parse(uri) if isinstance(uri, str) else uri
+    return load(location.scheme).connect(location)
+
+
+def require(module: str, extra: str) -> None:
+    """Raise MissingDependency unless the module can be imported."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingDependency.of(error.name or module, extra) from error
