@@ -23,6 +23,7 @@ from knnlm_store.values import (
     Location,
     Neighbours,
     Spec,
+    check_vectors,
 )
 
 __all__ = [
@@ -45,11 +46,15 @@ class VectorBackend(ABC):
 
     Distances are squared L2 (float32, ascending). An entry's id is its document number plus its
     position. Records are small named byte strings (manifest, catalog); a backend keeps them
-    beside the entries, so that whoever knows the location can open the datastore.
+    beside the entries, so that whoever knows the location can open the datastore. Where there is
+    no datastore, all but connect, names, create, exists, flush, size and close raise
+    StoreNotFound. Threads may share an object.
     """
 
     storages: ClassVar[tuple[str, ...]] = ("float32",)
     """Ways this backend can keep keys, the default first."""
+    default_root: ClassVar[str] = ""
+    """Where the short form `--backend NAME` looks: a root as in Location; "" if it must be said."""
     staleness_bound: ClassVar[float] = 0.0
     """Seconds by which a `Freshness.FAST` search may lag behind what was flushed."""
 
@@ -96,8 +101,9 @@ class VectorBackend(ABC):
     def upsert(self, entries: Entries) -> None:
         """Write entries; one whose id exists is replaced. Idempotent. Visible after `flush`.
 
-        Raises InvalidEntries, with nothing written, for a wrong dimension, NaN or inf keys, a
-        token outside uint32, a negative document or position, or an id that stands twice.
+        Raises InvalidEntries, with nothing written, for a wrong dimension, NaN, inf or
+        overflowing keys, a token outside uint32, a negative document or position, or an id that
+        stands twice.
         """
         entries.check(self.spec().dimension)
         if len(entries):
@@ -138,8 +144,7 @@ class VectorBackend(ABC):
             raise InvalidEntries(
                 f"Queries have shape {queries.shape}; this datastore takes [q, {dimension}]."
             )
-        if not np.isfinite(queries).all():
-            raise InvalidEntries("Queries hold NaN or infinite values.")
+        check_vectors(queries, "Queries")
         if not len(queries):
             return Neighbours.none(0, k, dimension if with_keys else None)
         found = self._search(queries, k, within, freshness, with_keys, timeout)
@@ -155,8 +160,10 @@ class VectorBackend(ABC):
         """Yield every entry once, in bounded memory, in an order of the backend's choice.
 
         Batches hold 1 to `batch_size` entries; `documents` restricts the scan to those numbers.
-        Without `with_keys`, `keys` has shape `[n, 0]`.
+        Without `with_keys`, `keys` has shape `[n, 0]`. Raises UsageError (batch_size < 1).
         """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
         self.spec()
         numbers = None if documents is None else np.unique(np.asarray(documents, dtype=np.int64))
         return self._scan(with_keys, numbers, batch_size)
@@ -208,6 +215,11 @@ class VectorBackend(ABC):
         """Yield (name, value) of the records whose name starts with `prefix`, by name."""
 
     # -- housekeeping --------------------------------------------------------------------------
+
+    @classmethod
+    def bytes_per_entry(cls, spec: Spec) -> int:
+        """Estimate what an entry will take on disk, for `ingest --dry-run`."""
+        return spec.dimension * {"float16": 2, "int8": 1}.get(spec.storage, 4) + 24
 
     def size(self) -> int | None:
         """Count the bytes the datastore takes on disk (or in memory); None if it cannot tell."""

@@ -120,7 +120,8 @@ class MemoryBackend(VectorBackend):
     def put_records(self, records: Mapping[str, bytes]) -> None:
         """Write records."""
         self.spec()
-        self._records.update(records)
+        with self._lock:
+            self._records.update(records)
 
     def get_records(self, names: Sequence[str]) -> dict[str, bytes]:
         """Read records."""
@@ -130,13 +131,16 @@ class MemoryBackend(VectorBackend):
     def delete_records(self, names: Sequence[str]) -> None:
         """Remove records."""
         self.spec()
-        for name in names:
-            self._records.pop(name, None)
+        with self._lock:
+            for name in names:
+                self._records.pop(name, None)
 
     def scan_records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Yield records by name."""
         self.spec()
-        yield from sorted(r for r in self._records.items() if r[0].startswith(prefix))
+        with self._lock:
+            found = sorted(r for r in self._records.items() if r[0].startswith(prefix))
+        yield from found
 
     def size(self) -> int | None:
         """Bytes of the arrays."""

@@ -18,6 +18,12 @@ def parse(uri: str) -> Location:
     Raises UsageError for anything else; nothing is opened.
     """
     scheme, colon, rest = uri.partition(":")
+    network = rest.startswith("//")
+    if network and "@" in rest:  # first, for the other messages quote the URI
+        raise UsageError(
+            "A datastore's URI must not hold credentials.",
+            hint="Set them in the environment; see the backend's page.",
+        )
     if not colon or not scheme.isidentifier():
         raise UsageError(
             f"{uri!r} is not a datastore.",
@@ -25,19 +31,33 @@ def parse(uri: str) -> Location:
         )
     if scheme == "memory":
         return Location(scheme, "", rest or "memory")
-    network = rest.startswith("//")
-    root, _, name = rest.removeprefix("//").rstrip("/").rpartition("/")
-    if "@" in root and network:
-        raise UsageError(
-            "A datastore's URI must not hold credentials.",
-            hint="Set them in the environment; see the backend's page.",
-        )
-    if not name or (network and not root):
+    root, slash, name = rest.removeprefix("//").rstrip("/").rpartition("/")
+    if name in ("", ".", "..") or (network and not root):
         raise UsageError(
             f"{uri!r} names no datastore.",
             hint=f"Write {scheme}:PATH/NAME, for example {scheme}:stores/law.",
         )
-    return Location(scheme, root or ".", name, network)
+    return Location(scheme, root or slash or ".", name, network)
+
+
+def parse_root(uri: str) -> Location:
+    """Read the URI of a place that holds datastores: `faiss:PATH`, `qdrant://host:6334`."""
+    return parse(uri.rstrip("/") + "/*")
+
+
+def short_form(backend: str, name: str, url: str | None = None) -> Location:
+    """Build a location from a backend's name, a datastore's name and a place.
+
+    url: a folder, or `host:port` behind `//`; by default the backend's own choice. Raises
+    UnknownBackend, UsageError if the backend has no default place.
+    """
+    root = url or load(backend).default_root
+    if not root:
+        raise UsageError(
+            f"The backend {backend} needs a place.",
+            hint=f"Give --url or --store {backend}:PATH/{name}.",
+        )
+    return parse(f"{backend}:{root.rstrip('/')}/{name}")
 
 
 def providers() -> dict[str, list[EntryPoint]]:

@@ -17,6 +17,7 @@ Int64: TypeAlias = NDArray[np.int64]
 
 MAX_TOKEN = 2**32 - 1
 MAX_ID = 2**63 - 1
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Freshness(enum.Enum):
@@ -41,7 +42,9 @@ class Location:
     def __str__(self) -> str:
         """Give back the URI."""
         mark = "://" if self.network else ":"
-        return f"{self.scheme}{mark}{self.root}/{self.name}" if self.root else f"{self.scheme}:"
+        if not self.root:
+            return f"{self.scheme}:"
+        return f"{self.scheme}{mark}{self.root.rstrip('/')}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,15 @@ class Entries:
             raise InvalidEntries(
                 f"Keys have shape {self.keys.shape}; this datastore takes [{n}, {dimension}]."
             )
-        for name, array in (("documents", self.documents), ("positions", self.positions)):
+        for name in ("tokens", "documents", "positions"):
+            array = getattr(self, name)
             if array.shape != (n,) or array.dtype != np.int64:
                 raise InvalidEntries(f"{name} must be int64 of shape [{n}].")
-            if n and int(array.min()) < 0:
+            if n and name != "tokens" and int(array.min()) < 0:
                 raise InvalidEntries(f"{name} must not be negative.")
         if n and (int(self.tokens.min()) < 0 or int(self.tokens.max()) > MAX_TOKEN):
             raise InvalidEntries("Token ids must lie in 0..2**32-1.")
-        if not np.isfinite(self.keys).all():
-            raise InvalidEntries("Keys hold NaN or infinite values.")
+        check_vectors(self.keys, "Keys")
         if n and int(self.ids.min()) < 0:
             raise InvalidEntries("An entry id exceeds 2**63-1.")
         if len(np.unique(self.ids)) != n:
@@ -204,3 +207,12 @@ def check_dimension(dimension: int) -> None:
     """Raise UsageError unless keys can have this dimension."""
     if dimension < 1:
         raise UsageError(f"The dimension must be at least 1, not {dimension}.")
+
+
+def check_vectors(vectors: Float32, what: str) -> None:
+    """Raise InvalidEntries unless float32 can hold the squared distances between such vectors."""
+    largest = float(np.abs(vectors).max(initial=0))
+    if not np.isfinite(largest):
+        raise InvalidEntries(f"{what} hold NaN or infinite values.")
+    if 4 * vectors.shape[1] * largest**2 > _LARGEST:
+        raise InvalidEntries(f"{what} are so large that squared distances overflow float32.")

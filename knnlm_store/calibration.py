@@ -1,0 +1,97 @@
+"""What to use for temperature, k and lambda before anybody fitted them.
+
+No temperature is right everywhere (1 to 200 in the literature), so it is taken from the data: one
+tenth of the median squared distance from an entry to its 10th neighbour in other documents.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from knnlm_store.catalog import DocumentRecord
+from knnlm_store.datastore import Datastore
+from knnlm_store.errors import StoreCorrupt
+from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.values import DocumentFilter, Float32
+
+DEFAULT_K = 1024
+DEFAULT_LMBDA = 0.25
+
+_RECORD = "temperature"
+_DOCUMENTS, _ENTRIES, _NEIGHBOUR = 32, 8, 10
+
+
+def default_mixture(
+    store: Datastore,
+    *,
+    k: int | None = None,
+    temperature: float | None = None,
+    lmbda: float | None = None,
+) -> Mixture:
+    """Fill in what the user did not say. Raises UsageError for what cannot be right."""
+    policy = Fixed(DEFAULT_LMBDA if lmbda is None else lmbda)
+    Mixture(k=DEFAULT_K if k is None else k, temperature=temperature or 1.0, policy=policy)
+    if temperature is None:
+        temperature = stored_temperature(store) or estimate_temperature(store)
+    return Mixture(k=DEFAULT_K if k is None else k, temperature=temperature, policy=policy)
+
+
+def stored_temperature(store: Datastore) -> float | None:
+    """Read the temperature that the last ingest took from the data, if any."""
+    value = store.backend.get_records([_RECORD]).get(_RECORD)
+    if value is None:
+        return None
+    try:
+        return float(json.loads(value)["temperature"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(
+            f"The temperature kept in {store.location} cannot be read.",
+            hint="Pass --temperature, or ingest again.",
+        ) from error
+
+
+def keep_temperature(store: Datastore) -> float:
+    """Take the temperature from the data and keep it in the datastore."""
+    temperature = estimate_temperature(store)
+    record: dict[str, Any] = {"temperature": temperature}
+    store.backend.put_records({_RECORD: json.dumps(record).encode()})
+    return temperature
+
+
+def estimate_temperature(store: Datastore) -> float:
+    """One tenth of the median squared distance to the 10th neighbour in another document.
+
+    Samples 8 entries of each of 32 documents. 1.0 where there is nothing to measure.
+    """
+    documents = [d for d in store.documents() if d.version is not None]
+    step = max(1, len(documents) // _DOCUMENTS)
+    sample = documents[::step][:_DOCUMENTS]
+    distances = np.concatenate(
+        [np.empty(0, np.float32), *(_distances(store, d, len(documents) > 1) for d in sample)]
+    )
+    usable = distances[np.isfinite(distances) & (distances > 0)]
+    if not len(usable):
+        return 1.0
+    return float(f"{np.median(usable) / 10:.3g}")
+
+
+def _distances(store: Datastore, document: DocumentRecord, leave_out: bool) -> Float32:
+    """Squared distances of some of a document's entries to their 10th neighbour."""
+    version = document.version
+    if version is None:
+        return np.empty(0, np.float32)
+    batches = store.backend.scan(with_keys=True, documents=[version.number], batch_size=1024)
+    for entries in islice(batches, 1):
+        queries = entries.keys[:: max(1, len(entries) // _ENTRIES)][:_ENTRIES]
+        within = DocumentFilter.leaving_out([version.number]) if leave_out else None
+        found = store.search(queries, _NEIGHBOUR, within=within)
+        # a small datastore has fewer than ten: its farthest neighbour must do
+        last = np.isfinite(found.distances).sum(axis=1) - 1
+        rows = np.flatnonzero(last >= 0)
+        farthest: Float32 = found.distances[rows, last[rows]]
+        return farthest
+    return np.empty(0, np.float32)

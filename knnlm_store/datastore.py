@@ -1,0 +1,125 @@
+"""A datastore: a backend with its manifest; refuses what does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Self
+
+from knnlm_store import catalog, registry
+from knnlm_store.backend import Indexed, VectorBackend
+from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
+from knnlm_store.manifest import RECORDS, Manifest
+from knnlm_store.values import DocumentFilter, Float32, Freshness, Location, Neighbours, Spec
+
+
+class Datastore:
+    """A handle on one datastore: the manifest is frozen at opening, entries are live."""
+
+    def __init__(self, location: Location, backend: VectorBackend, manifest: Manifest) -> None:
+        self.location = location
+        self.backend = backend
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str | Location) -> Datastore:
+        """Open an existing datastore.
+
+        Raises StoreNotFound, StoreCorrupt, StoreMismatch (a newer format) and what the backend
+        raises.
+        """
+        location = registry.parse(uri) if isinstance(uri, str) else uri
+        backend = registry.connect(location)
+        try:
+            return cls(location, backend, _read(backend, location))
+        except StoreNotFound as error:
+            error.hint = error.hint or f"Make it with: knnlm-store ingest --store {location} FOLDER"
+            raise
+
+    @classmethod
+    def open_or_create(
+        cls, uri: str | Location, manifest: Manifest, storage: str | None = None
+    ) -> Datastore:
+        """Open the datastore for the model that `manifest` describes, or make it.
+
+        storage: how keys are kept, by default the backend's first choice; None accepts whatever
+        an existing datastore has. Raises StoreMismatch if another model wrote it, UsageError if
+        `storage` differs from the existing datastore's.
+        """
+        location = registry.parse(uri) if isinstance(uri, str) else uri
+        backend = registry.connect(location)
+        if not backend.exists():
+            spec = Spec(manifest.dimension, storage or backend.storages[0])
+            # if another writer came first its manifest counts, and is compared below
+            with contextlib.suppress(StoreExists):
+                backend.create(spec, manifest.records())
+        store = cls(location, backend, _read(backend, location))
+        store.require(manifest)
+        kept = backend.spec().storage
+        if storage is not None and storage != kept:
+            raise UsageError(
+                f"{location} keeps keys as {kept}, not {storage}.",
+                hint=f"Leave --storage out, or ingest under another --name than {location.name}.",
+            )
+        return store
+
+    def require(self, manifest: Manifest) -> None:
+        """Raise StoreMismatch unless the model that `manifest` describes may use this."""
+        self.manifest.require_same(manifest, str(self.location))
+
+    def search(
+        self,
+        queries: Float32,
+        k: int,
+        *,
+        within: DocumentFilter | None = None,
+        freshness: Freshness = Freshness.LATEST,
+        timeout: float | None = None,
+    ) -> Neighbours:
+        """Search for hidden states, float32 `[q, d]`; see VectorBackend.search."""
+        return self.backend.search(queries, k, within=within, freshness=freshness, timeout=timeout)
+
+    def documents(self) -> Iterator[catalog.DocumentRecord]:
+        """Iterate over the catalog, by document id."""
+        return catalog.scan(self.backend)
+
+    def info(self) -> dict[str, Any]:
+        """Describe the datastore; counts are counted."""
+        backend, manifest = self.backend, self.manifest
+        committed = sum(1 for d in self.documents() if d.version is not None)
+        return {
+            "name": self.location.name,
+            "uri": str(self.location),
+            "backend": self.location.scheme,
+            "entries": backend.count(),
+            "documents": committed,
+            "dimension": manifest.dimension,
+            "storage": backend.spec().storage,
+            "bytes": backend.size(),
+            "index": backend.describe_index() if isinstance(backend, Indexed) else "exact",
+            "model": manifest.model,
+            "architecture": manifest.architecture,
+            "key": manifest.key,
+            "transform": manifest.transform,
+            "window": manifest.window,
+            "document_start": manifest.document_start,
+            "created": manifest.created,
+            "format": manifest.format,
+        }
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of a with block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _read(backend: VectorBackend, location: Location) -> Manifest:
+    backend.spec()
+    return Manifest.read(backend.get_records(RECORDS), str(location))

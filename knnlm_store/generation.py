@@ -1,0 +1,221 @@
+"""(torch) The mixture inside a Hugging Face model's own forward pass.
+
+One hook captures the key, one on the top-level model replaces its logits by
+log p + logsumexp(LM logits), so that the scale stays the model's. Whatever calls the model,
+`generate()` in any mode or a plain forward, gets the mixture; nothing is patched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from knnlm_store.calibration import default_mixture
+from knnlm_store.datastore import Datastore
+from knnlm_store.errors import ModelError
+from knnlm_store.interpolation import Fixed, Mixture, drop_impossible, mix, token_log_probs
+from knnlm_store.keys import run_eagerly
+from knnlm_store.models import LanguageModel, to_numpy
+from knnlm_store.values import Freshness, Neighbours
+
+_LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits mixed at once: 256 MB
+
+
+@dataclass
+class Counters:
+    """What the hook did since it was attached: forward passes, rows searched, rows mixed."""
+
+    steps: int = 0
+    searched: int = 0
+    mixed: int = 0
+
+
+class KnnLM:
+    """A memory attached to a model once, to be switched on, off and over between calls."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self.language_model = language_model
+        self.counters = Counters()
+        self._store: Datastore | None = None
+        self._mixture: Mixture | None = None
+        self._on = False
+        self._padded_last: Tensor | None = None
+        model = language_model.model
+        if getattr(model, "_compiled_call_impl", None) or hasattr(model, "_compiled_call"):
+            raise ModelError(
+                "The model is compiled already: hooks added now would be ignored.",
+                hint="Attach the datastore first, then compile.",
+            )
+        self._handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
+
+    @classmethod
+    def attach(cls, model: Any, tokenizer: Any, *, key: str = "last_ffn_input") -> KnnLM:
+        """Put the hooks on a loaded model; it stays plain until `use`."""
+        return cls(LanguageModel.wrap(model, tokenizer, key=key))
+
+    def use(self, store: Datastore | str, mixture: Mixture | None = None) -> Self:
+        """Mix this datastore in from the next forward pass on.
+
+        mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. Raises
+        StoreMismatch if another model wrote the datastore.
+        """
+        if isinstance(store, str):
+            store = Datastore.open(store)
+        store.require(self.language_model.manifest())
+        self._store, self._mixture = store, mixture or default_mixture(store)
+        return self.on()
+
+    def on(self) -> Self:
+        """Mix again what `use` named last."""
+        if self._store is None:
+            raise ModelError("No datastore is in use.", hint="Call use(STORE) first.")
+        self._on = self.language_model.tap.enabled = True
+        return self
+
+    def off(self) -> Self:
+        """Be the plain model, bit for bit."""
+        self._on = self.language_model.tap.enabled = False
+        self._padded_last = None
+        return self
+
+    def detach(self) -> None:
+        """Take the hooks off the model."""
+        self.off()
+        self._handle.remove()
+        self.language_model.tap.remove()
+
+    # -- the step ------------------------------------------------------------------------------
+
+    @run_eagerly
+    def _after_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if not self._on or self._store is None or self._mixture is None:
+            return None
+        place = _place_of_logits(output, kwargs)
+        logits: Tensor = output[place]
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        hidden = _align(self.language_model.tap.take(len(logits)), logits, kwargs)
+        wanted = self._wanted(input_ids, logits, kwargs)
+        self.counters.steps += 1
+        with torch.no_grad():
+            mixed = self._mix(logits, hidden, wanted)
+        if mixed is None:
+            return None
+        return _replace(model, output, place, mixed, kwargs)
+
+    def _mix(self, logits: Tensor, hidden: Tensor, wanted: Tensor) -> Tensor | None:
+        """Mix logits `[b, t, v]` by keys `[b, t, d]` where wanted, bool `[b, t]`."""
+        assert self._store is not None
+        assert self._mixture is not None
+        if not wanted.any() or self._mixture.policy == Fixed(0.0):
+            return None
+        queries = to_numpy(hidden[wanted.to(hidden.device)])
+        found = self._store.search(queries, self._mixture.k, freshness=Freshness.FAST)
+        self.counters.searched += len(queries)
+        rows = wanted.flatten().nonzero()[:, 0].to(logits.device)
+        mixed: Tensor = logits.to(torch.float32, copy=True).flatten(0, 1)
+        done = 0
+        step = max(1, _LOGIT_CELLS // mixed.shape[1])
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            picked = mixed[rows[part]]
+            done += mix_rows(picked, found[part], self._mixture)
+            mixed[rows[part]] = picked
+        self.counters.mixed += done
+        return mixed.reshape(logits.shape) if done else None
+
+    def _wanted(self, input_ids: Tensor | None, logits: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Positions to search, bool `[b, t]`: neither padding nor rows that have finished."""
+        wanted = torch.ones(logits.shape[:2], dtype=torch.bool)
+        mask = kwargs.get("attention_mask")
+        if input_ids is None:
+            return wanted
+        if isinstance(mask, Tensor) and mask.shape == input_ids.shape and mask.shape[1] > 1:
+            wanted &= _align(mask[:, :, None].cpu(), logits, kwargs)[:, :, 0].bool()
+        padded = self._padded(input_ids)
+        if padded is not None:
+            before = self._padded_last
+            # generate() feeds padding to rows that have ended; one such token may be real
+            if before is not None and before.shape == padded.shape:
+                wanted &= ~(before & padded)[:, None]
+        self._padded_last = padded
+        return wanted
+
+    def _padded(self, input_ids: Tensor) -> Tensor | None:
+        """Rows whose one new token is padding, bool `[b]`; None outside decoding."""
+        config = getattr(self.language_model.model, "generation_config", None)
+        pad = getattr(config, "pad_token_id", None)
+        if input_ids.shape[1] != 1 or len(input_ids) == 1 or pad is None:
+            return None
+        return torch.eq(input_ids[:, 0], pad).cpu()
+
+
+def mix_rows(logits: Tensor, found: Neighbours, mixture: Mixture) -> int:
+    """Mix rows of logits, float32 `[q, v]`, in place; gives how many changed.
+
+    A row with lambda 0 or without a neighbour is not touched. -inf stays -inf.
+    """
+    tokens = torch.from_numpy(found.tokens).to(logits.device)
+    known = (tokens >= 0) & (tokens < logits.shape[1])
+    tokens = torch.where(known, tokens, 0)
+    scale = logits.logsumexp(-1, keepdim=True)  # [q, 1]
+    log_lm = (logits.gather(1, tokens) - scale).masked_fill(~known, -torch.inf)  # [q, k]
+    lm = log_lm.double().cpu().numpy()
+    distances = drop_impossible(found, lm)
+    lmbda = np.where(np.isfinite(distances).any(axis=1), mixture.lmbda(found), 0.0)
+    rows = np.flatnonzero(lmbda > 0)
+    if not len(rows):
+        return 0
+    log_knn = token_log_probs(distances[rows], found.tokens[rows], mixture.temperature)
+    values = mix(log_knn, lm[rows], lmbda[rows][:, None])
+    # places without a neighbour repeat the nearest one, so that every write is a true value
+    nearest = distances[rows].argmin(axis=1)[:, None]
+    place = np.where(np.isfinite(distances[rows]), np.arange(distances.shape[1]), nearest)
+    with np.errstate(divide="ignore"):
+        rest = np.log1p(-lmbda[rows])[:, None].astype(np.float32)
+
+    def on_device(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(logits.device)
+
+    picked = on_device(rows)
+    new = on_device(np.take_along_axis(values, place, axis=1)) + scale[picked]
+    result = logits[picked] + on_device(rest)
+    logits[picked] = result.scatter_(1, tokens[picked].gather(1, on_device(place)), new.float())
+    return len(rows)
+
+
+def _align(values: Tensor, logits: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Cut values of every input, `[b, t, x]`, to the positions that the logits are for."""
+    if values.shape[1] == logits.shape[1]:
+        return values
+    keep = kwargs.get("logits_to_keep")
+    if isinstance(keep, Tensor):
+        return values[:, keep.to(values.device)]
+    return values[:, -logits.shape[1] :]
+
+
+def _place_of_logits(output: Any, kwargs: dict[str, Any]) -> Any:
+    if not isinstance(output, tuple):
+        return "logits"
+    return 1 if kwargs.get("labels") is not None else 0
+
+
+def _replace(model: Any, output: Any, place: Any, logits: Tensor, kwargs: dict[str, Any]) -> Any:
+    """Put the mixture into the output, and a loss that belongs to it."""
+    labels = kwargs.get("labels")
+    loss = None
+    if labels is not None:
+        vocabulary = model.config.get_text_config().vocab_size
+        loss = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary)
+    if place == "logits":
+        output.logits = logits
+        if loss is not None:
+            output.loss = loss
+        return output
+    head = () if loss is None else (loss,)
+    return (*head, logits, *output[place + 1 :])

@@ -1,0 +1,172 @@
+"""(torch) Corpus + keys -> entries -> datastore.
+
+Documents flow through as a stream: read, compared with the catalog, tokenised, cut into windows,
+run through the model as far as the key point, written behind the forward pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from knnlm_store.backend import Indexed
+from knnlm_store.calibration import keep_temperature
+from knnlm_store.catalog import Catalog, DocumentRecord, Version
+from knnlm_store.corpus import Document, Problem
+from knnlm_store.datastore import Datastore
+from knnlm_store.models import LanguageModel, to_numpy
+from knnlm_store.values import Int64
+from knnlm_store.windows import Batch, Window, batches, windows
+from knnlm_store.writer import DocumentWriter
+
+
+@dataclass
+class IngestReport:
+    """What a run did. `tokens` counts new entries; `mended` documents a killed run had left."""
+
+    added: int = 0
+    replaced: int = 0
+    skipped: int = 0
+    failed: int = 0
+    tokens: int = 0
+    bytes_read: int = 0
+    seconds: float = 0.0
+    mended: int = 0
+    interrupted: bool = False
+    index: str | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Give the report as one JSON-able object."""
+        counts = {name: getattr(self, name) for name in ("added", "replaced", "skipped", "failed")}
+        rest = {k: v for k, v in asdict(self).items() if k not in counts}
+        return {"documents": counts, **rest}
+
+
+@dataclass
+class _Job:
+    """A document on its way through; done when all its windows are written."""
+
+    record: DocumentRecord
+    version: Version
+    text_tokens: Int64
+    open_windows: int
+
+
+@dataclass
+class _Run:
+    model: LanguageModel
+    catalog: Catalog
+    writer: DocumentWriter
+    report: IngestReport
+    stop: Callable[[], bool]
+
+    def windows(self, corpus: Iterable[Document | Problem]) -> Iterator[Window[_Job]]:
+        """Yield the windows of the documents that are new or changed."""
+        for item in corpus:
+            if self.stop():
+                self.report.interrupted = True
+                return
+            if isinstance(item, Problem):
+                self._note(item)
+                continue
+            self.report.bytes_read += item.size
+            job = self._job(item)
+            if job is not None:
+                self.writer.record(job.record)
+                yield from self._cut(job)
+
+    def _note(self, problem: Problem) -> None:
+        self.report.problems.append(problem)
+        if problem.failed:
+            self.report.failed += 1
+        else:
+            self.report.skipped += 1
+
+    def _job(self, document: Document) -> _Job | None:
+        """Decide what a document needs; None if nothing."""
+        digest = digest_of(document)
+        known = self.catalog.get(document.id)
+        metadata = dict(document.metadata)
+        if known and known.version and known.version.digest == digest:
+            if known.metadata != metadata:
+                self.writer.record(replace(known, metadata=metadata))
+            self.report.skipped += 1
+            return None
+        tokens = self.model.encode(document.text)
+        if not len(tokens):
+            self._note(Problem(document.id, "The document has no tokens.", failed=False))
+            return None
+        version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
+        old = known.version if known else None
+        record = DocumentRecord(
+            document.source, document.name, metadata, old, version, known.stale if known else ()
+        )
+        return _Job(record, version, tokens, 0)
+
+    def _cut(self, job: _Job) -> Iterator[Window[_Job]]:
+        cut = list(windows(job, self.model.document_start, job.text_tokens, self.model.window))
+        job.open_windows = len(cut)
+        yield from cut
+
+    def process(self, batch: Batch[_Job]) -> None:
+        """Run one forward pass and hand its new entries to the writer."""
+        hidden = self.model.keys(batch)
+        for row, window in enumerate(batch.windows):
+            job = window.owner
+            keys = to_numpy(hidden[row, window.new - window.begin : window.end - window.begin])
+            self.writer.write(job.version, window.new, keys, window.targets)
+            self.report.tokens += len(window.targets)
+            job.open_windows -= 1
+            if not job.open_windows:
+                self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        self.writer.done(job.record)
+        if job.record.version is None:
+            self.report.added += 1
+        else:
+            self.report.replaced += 1
+
+
+def digest_of(document: Document) -> str:
+    """Digest of a document's text, by which a change is noticed."""
+    return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def ingest(
+    corpus: Iterable[Document | Problem],
+    model: LanguageModel,
+    store: Datastore,
+    *,
+    batch_tokens: int | None = None,
+    progress: Callable[[IngestReport], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> IngestReport:
+    """Add the documents that are new, replace those that changed, skip the rest.
+
+    batch_tokens: inputs of a forward pass, padding included, by default one window. `progress`
+    is called after each forward pass; once `stop` gives True no new document is begun and those
+    in hand are finished. Killed at any instant and run again, the datastore ends as if the run
+    had not been killed. Raises what the backend raises once retries are used up.
+    """
+    started = time.monotonic()
+    report = IngestReport()
+    catalog = Catalog(store.backend)
+    report.mended = catalog.recover()
+    with DocumentWriter(store.backend, catalog) as writer:
+        run = _Run(model, catalog, writer, report, stop)
+        stream = run.windows(corpus)
+        for batch in batches(stream, batch_tokens or model.window):
+            run.process(batch)
+            report.seconds = time.monotonic() - started
+            progress(report)
+    if isinstance(store.backend, Indexed) and not report.interrupted:
+        report.index = store.backend.build_index()
+    if report.tokens:
+        keep_temperature(store)
+    report.seconds = time.monotonic() - started
+    return report

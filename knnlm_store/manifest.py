@@ -1,0 +1,126 @@
+"""What a datastore is: the model that wrote it, where its keys were read, and its format.
+
+Two records hold it: `manifest` (JSON) and `probe` (keys of a fixed sentence). The probe says
+what file digests cannot: whether the model at hand maps text to the same key space, whatever
+file, dtype or quantisation it was loaded from.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+
+from knnlm_store.errors import StoreCorrupt, StoreMismatch
+from knnlm_store.values import Float32
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+RECORDS = ("manifest", "probe")
+
+# Relative distance between two models' keys of the probe sentence. Measured on SmolLM2-135M:
+# below 1e-5 between batch shapes, 0.001 for float16, 0.012 for bfloat16, 0.015 for int8 weights,
+# 0.34 for the crudest 4-bit rounding of all weights; unrelated models of one shape give 1 and more.
+SAME = 1e-3
+ALIKE = 0.5
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identity of a datastore, fixed at its creation.
+
+    model, architecture: name and class of the model. tokenizer: digest of its vocabulary and of
+    how it splits a probe sentence. key: the key point. transform: what maps hidden states to
+    stored keys. dimension: of the stored keys. document_start: id of the token put before each
+    document. window: inputs of one forward pass at ingest. probe: float32 `[p, d]`, keys of the
+    probe sentence before the transform.
+    """
+
+    model: str
+    architecture: str
+    tokenizer: str
+    key: str
+    dimension: int
+    document_start: int
+    window: int
+    created: str
+    transform: str = "none"
+    format: int = FORMAT
+    probe: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32), compare=False)
+
+    def records(self) -> dict[str, bytes]:
+        """Give the records that hold this manifest."""
+        values = asdict(self)
+        probe = io.BytesIO()
+        np.save(probe, values.pop("probe"), allow_pickle=False)
+        text = json.dumps(values, ensure_ascii=False, sort_keys=True)
+        return {"manifest": text.encode(), "probe": probe.getvalue()}
+
+    @classmethod
+    def read(cls, records: Mapping[str, bytes], where: str) -> Manifest:
+        """Rebuild a manifest; `where` names the datastore in errors.
+
+        Raises StoreCorrupt, and StoreMismatch on `format` if a newer version wrote it.
+        """
+        try:
+            values = json.loads(records["manifest"])
+            written = values["format"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(
+                f"The manifest of {where} cannot be read.",
+                hint=f"Restore it from a backup, or remove it: knnlm-store rm {where}",
+            ) from error
+        if written != FORMAT:
+            raise StoreMismatch(
+                f"{where} has format {written}; this version reads format {FORMAT}.",
+                field="format",
+                hint="Run: pip install --upgrade knnlm-store",
+            )
+        known = {f.name for f in fields(cls)} - {"probe"}
+        try:
+            probe = np.load(io.BytesIO(records["probe"]), allow_pickle=False)
+            return cls(probe=probe, **{k: v for k, v in values.items() if k in known})
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(f"The manifest of {where} is incomplete.") from error
+
+    def require_same(self, other: Manifest, where: str) -> None:
+        """Raise StoreMismatch, naming the field, unless `other`'s model may use this datastore.
+
+        Logs a warning where the model is the same but its keys are rounded differently.
+        """
+        for name in ("key", "tokenizer", "document_start", "transform"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise StoreMismatch(
+                    f"{where} was written with {name} {mine!r}, not {theirs!r} "
+                    f"(by the model {self.model}).",
+                    field=name,
+                    hint="Use that model and its settings, or ingest under another --name.",
+                )
+        distance = self.probe_distance(other)
+        if distance > ALIKE:
+            raise StoreMismatch(
+                f"{where} was written by another model ({self.model}, {self.architecture}); "
+                f"keys of {other.model} lie elsewhere.",
+                field="model",
+                hint="Use that model, or ingest under another --name.",
+            )
+        if distance > SAME:
+            _log.warning(
+                "Keys of %s differ by %.1f%% from those in %s: another dtype or quantisation?",
+                other.model,
+                100 * distance,
+                where,
+            )
+
+    def probe_distance(self, other: Manifest) -> float:
+        """Distance of the probe's keys relative to their length; inf for other shapes."""
+        if self.probe.shape != other.probe.shape:
+            return float("inf")
+        length = float(np.linalg.norm(self.probe))
+        return float(np.linalg.norm(self.probe - other.probe)) / max(length, 1e-12)
