@@ -6,6 +6,7 @@ tenth of the median squared distance from an entry to its 10th neighbour in othe
 
 from __future__ import annotations
 
+import contextlib
 import json
 from itertools import islice
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from knnlm_store.catalog import DocumentRecord
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import StoreCorrupt
+from knnlm_store.errors import StoreCorrupt, StoreNotWritable
 from knnlm_store.interpolation import Fixed, Mixture
 from knnlm_store.values import DocumentFilter, Float32
 
@@ -36,12 +37,12 @@ def default_mixture(
     policy = Fixed(DEFAULT_LMBDA if lmbda is None else lmbda)
     Mixture(k=DEFAULT_K if k is None else k, temperature=temperature or 1.0, policy=policy)
     if temperature is None:
-        temperature = stored_temperature(store) or estimate_temperature(store)
+        temperature = stored_temperature(store) or keep_temperature(store)
     return Mixture(k=DEFAULT_K if k is None else k, temperature=temperature, policy=policy)
 
 
 def stored_temperature(store: Datastore) -> float | None:
-    """Read the temperature that the last ingest took from the data, if any."""
+    """Read the temperature that was taken from the data since the last ingest, if any."""
     value = store.backend.get_records([_RECORD]).get(_RECORD)
     if value is None:
         return None
@@ -55,11 +56,20 @@ def stored_temperature(store: Datastore) -> float | None:
 
 
 def keep_temperature(store: Datastore) -> float:
-    """Take the temperature from the data and keep it in the datastore."""
+    """Take the temperature from the data, and keep it in the datastore if that can be written."""
     temperature = estimate_temperature(store)
     record: dict[str, Any] = {"temperature": temperature}
-    store.backend.put_records({_RECORD: json.dumps(record).encode()})
+    with contextlib.suppress(StoreNotWritable):
+        store.backend.put_records({_RECORD: json.dumps(record).encode()})
     return temperature
+
+
+def forget_temperature(store: Datastore) -> None:
+    """Have it taken anew at the next use, because the entries changed.
+
+    Not now: a local backend would load all keys for it, and ingest's memory must not grow.
+    """
+    store.backend.delete_records([_RECORD])
 
 
 def estimate_temperature(store: Datastore) -> float:

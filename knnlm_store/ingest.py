@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from knnlm_store.backend import Indexed
-from knnlm_store.calibration import keep_temperature
+from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog, DocumentRecord, Version
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
@@ -167,6 +167,6 @@ def ingest(
     if isinstance(store.backend, Indexed) and not report.interrupted:
         report.index = store.backend.build_index()
     if report.tokens:
-        keep_temperature(store)
+        forget_temperature(store)
     report.seconds = time.monotonic() - started
     return report
