@@ -1,4 +1,4 @@
-"""The main job on real text, with the commands a user would type: python -m demo.run
+"""The main job on real text, with the commands a user would type: python -m demo.run.
 
 Corpus: Python's language reference as the standard library ships it, one topic in six held out.
 What exists is used again; remove the folder .demo to start over.

