@@ -1,0 +1,74 @@
+"""What the README shows is run, so that it cannot lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return str(code)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the corpus that the README speaks of."""
+    root = tmp_path_factory.mktemp("readme")
+    for folder in ("corpus", "held-out"):
+        (root / folder).mkdir()
+        (root / folder / "a.txt").write_text("The creditor shall disclose. " * 5)
+    return root
+
+
+def test_the_commands(place: Path, saved_model: Path) -> None:
+    """Every command of the first block, in order, with a tiny model in place of the hub's."""
+    commands = [line.split("#")[0] for line in block("sh").splitlines() if line.startswith("knnlm")]
+    assert len(commands) == 6
+    environment = {**os.environ, "KNNLM_STORE_MODEL": str(saved_model)}
+    for command in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=place,
+            env=environment,
+            input="y\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert not (place / "stores" / "law").exists()
+
+
+def test_the_python_lines(
+    place: Path, saved_model: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"knnlm-store ingest --store faiss:stores/law --model {saved_model} corpus/"
+    subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True)
+    monkeypatch.chdir(place)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
+    exec(compile(block("python"), "README.md", "exec"), names)
+    assert names["lm"].counters.mixed > 0
+
+
+def test_the_two_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
