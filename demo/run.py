@@ -17,7 +17,7 @@ from pydoc_data.topics import topics
 from demo.smollm2 import folder
 
 ROOT = Path(".demo")
-PROMPT = "A class definition is an executable statement. The inheritance list"
+PROMPT = "The following identifiers are used as reserved words, or keywords of the language, and"
 INGEST_CHARACTERS, HELD_OUT_CHARACTERS = 130_000, 24_000
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     store = f"faiss:{ROOT}/stores/python-reference"
     run("ingest", "--store", store, "--model", model, str(ROOT / "corpus"))
     run("eval", "--store", store, "--model", model, str(ROOT / "held-out"))
-    generate = ["generate", "--store", store, "--model", model, "--max-new-tokens", "40"]
+    generate = ["generate", "--store", store, "--model", model, "--max-new-tokens", "12"]
     print("\n# without the datastore")
     run(*generate, "--lmbda", "0", PROMPT)
     print("\n# with the datastore")
