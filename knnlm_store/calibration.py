@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from knnlm_store.catalog import DocumentRecord
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import StoreCorrupt, StoreNotWritable
+from knnlm_store.errors import StorageFull, StoreCorrupt, StoreNotWritable
 from knnlm_store.interpolation import Fixed, Mixture
 from knnlm_store.values import DocumentFilter, Float32
 
@@ -47,19 +48,22 @@ def stored_temperature(store: Datastore) -> float | None:
     if value is None:
         return None
     try:
-        return float(json.loads(value)["temperature"])
+        temperature = float(json.loads(value)["temperature"])
+        if not 0 < temperature < math.inf:
+            raise ValueError(temperature)  # noqa: TRY301  one message for all that is wrong
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(
             f"The temperature kept in {store.location} cannot be read.",
-            hint="Pass --temperature, or ingest again.",
+            hint="Pass --temperature; an ingest that changes something has it taken anew.",
         ) from error
+    return temperature
 
 
 def keep_temperature(store: Datastore) -> float:
     """Take the temperature from the data, and keep it in the datastore if that can be written."""
     temperature = estimate_temperature(store)
     record: dict[str, Any] = {"temperature": temperature}
-    with contextlib.suppress(StoreNotWritable):
+    with contextlib.suppress(StoreNotWritable, StorageFull):
         store.backend.put_records({_RECORD: json.dumps(record).encode()})
     return temperature
 

@@ -7,7 +7,8 @@ One record a document, `document/ID`. A change runs through states that are each
     commit   the version becomes the document's, the old one `stale`
     settle   entries of the stale version removed, `stale` cleared
 
-An intent belongs to the process that wrote it; others leave it alone while that process lives.
+An intent belongs to the writer that made it; others leave it alone while that writer's process
+lives, and the same process while the writer is at work.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from knnlm_store.values import MAX_ID
 _PREFIX = "document/"
 # An intent of a process on another machine counts as abandoned after this many seconds.
 LEASE = 3600.0
+
+_serials = itertools.count()
+_at_work: set[str] = set()  # writers of this process whose intents are alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Catalog:
 
     def __init__(self, backend: VectorBackend) -> None:
         self._backend = backend
+        self._writer = f"{_me()}:{next(_serials)}"
         self._ranges: list[tuple[int, int]] = []
         self._documents = {document.id: document for document in scan(backend)}
         self._collect_ranges()
@@ -94,6 +99,14 @@ class Catalog:
     def __iter__(self) -> Iterator[DocumentRecord]:
         """Iterate over the documents."""
         return iter(self._documents.values())
+
+    def begin_writing(self) -> None:
+        """Have this object's intents count as alive until `end_writing`."""
+        _at_work.add(self._writer)
+
+    def end_writing(self) -> None:
+        """Leave whatever intents are left to the next `recover`, in this process or another."""
+        _at_work.discard(self._writer)
 
     def get(self, document: str) -> DocumentRecord | None:
         """Look a document up by its id."""
@@ -107,7 +120,7 @@ class Catalog:
         """
         number, salt = self._number(document, digest, tokens)
         bisect.insort(self._ranges, (number, number + tokens))
-        return Version(number, tokens, digest, salt, size, time.time(), _me())
+        return Version(number, tokens, digest, salt, size, time.time(), self._writer)
 
     def _number(self, document: str, digest: str, tokens: int) -> tuple[int, int]:
         current = self._documents.get(document)
@@ -150,18 +163,16 @@ class Catalog:
 
     def recover(self) -> int:
         """Undo abandoned intents and finish removals; gives the number of documents mended."""
-        broken = [d for d in self if d.stale or (d.intent and _abandoned(d.intent))]
-        if not broken:
-            return 0
-        undone = [d.intent.number for d in broken if d.intent]
-        self._backend.delete(undone)
-        self._backend.flush()
-        self.remove(d.id for d in broken if d.version is None)
-        kept = [replace(d, intent=None) for d in broken if d.version is not None]
-        self.put(kept)
-        self._settle(kept)
+        undone = [d for d in self if d.intent and _abandoned(d.intent)]
+        if undone:
+            self._backend.delete([d.intent.number for d in undone if d.intent])
+            self._backend.flush()
+            self.remove(d.id for d in undone if d.version is None)
+            self.put(replace(d, intent=None) for d in undone if d.version is not None)
+        stale = [d for d in self if d.stale]
+        self._settle(stale)
         self._collect_ranges()
-        return len(broken)
+        return len({d.id for d in (*undone, *stale)})
 
     def _settle(self, documents: list[DocumentRecord]) -> None:
         with_stale = [d for d in documents if d.stale]
@@ -205,24 +216,29 @@ def _me() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, so that a reused pid is not mistaken for it; `-` if unknown."""
+    """When a process started, so that a reused pid is not mistaken for it.
+
+    `-` if unknown, `dead` if it ended and only its parent has not noticed yet.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[19].decode()
+            fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return "-"
+    return "dead" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def _abandoned(intent: Version) -> bool:
-    host, _, rest = intent.writer.rpartition(":")[0].rpartition(":")
-    if intent.writer == _me():
-        return False
+    process, _, _ = intent.writer.rpartition(":")
+    if process == _me():
+        return intent.writer not in _at_work
+    host, _, rest = process.rpartition(":")[0].rpartition(":")
     if host != socket.gethostname():
         return time.time() - intent.at > LEASE
     try:
         os.kill(int(rest), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, ValueError, OverflowError):
         return True
     except PermissionError:
         pass
-    return intent.writer.rpartition(":")[2] != _started(int(rest))
+    return process.rpartition(":")[2] != _started(int(rest))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -32,8 +31,10 @@ class Datastore:
         backend = registry.connect(location)
         try:
             return cls(location, backend, _read(backend, location))
-        except StoreNotFound as error:
-            error.hint = error.hint or f"Make it with: knnlm-store ingest --store {location} FOLDER"
+        except BaseException as error:
+            backend.close()
+            if isinstance(error, StoreNotFound):
+                error.hint = f"Make it with: knnlm-store ingest --store {location} FOLDER"
             raise
 
     @classmethod
@@ -48,20 +49,32 @@ class Datastore:
         """
         location = registry.parse(uri) if isinstance(uri, str) else uri
         backend = registry.connect(location)
-        if not backend.exists():
-            spec = Spec(manifest.dimension, storage or backend.storages[0])
-            # if another writer came first its manifest counts, and is compared below
-            with contextlib.suppress(StoreExists):
-                backend.create(spec, manifest.records())
-        store = cls(location, backend, _read(backend, location))
-        store.require(manifest)
-        kept = backend.spec().storage
+        try:
+            if not backend.exists():
+                spec = Spec(manifest.dimension, storage or backend.storages[0])
+                try:
+                    backend.create(spec, manifest.records())
+                except StoreExists:
+                    if not backend.exists():  # the name is taken by something else
+                        raise
+                    # another writer came first: its manifest counts, and is compared below
+            store = cls(location, backend, _read(backend, location))
+            store.require(manifest)
+            store.require_storage(storage)
+        except BaseException:
+            backend.close()
+            raise
+        return store
+
+    def require_storage(self, storage: str | None) -> None:
+        """Raise UsageError if keys are to be kept otherwise than this datastore keeps them."""
+        kept = self.backend.spec().storage
         if storage is not None and storage != kept:
             raise UsageError(
-                f"{location} keeps keys as {kept}, not {storage}.",
-                hint=f"Leave --storage out, or ingest under another --name than {location.name}.",
+                f"{self.location} keeps keys as {kept}, not {storage}.",
+                hint="Leave --storage out, or ingest under another --name than "
+                f"{self.location.name}.",
             )
-        return store
 
     def require(self, manifest: Manifest) -> None:
         """Raise StoreMismatch unless the model that `manifest` describes may use this."""

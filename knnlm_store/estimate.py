@@ -55,8 +55,10 @@ def estimate(
         if old and old.version and old.version.digest == digest_of(item):
             result.unchanged += 1
             continue
-        result.documents += 1
         tokens = model.encode(item.text)
+        if not len(tokens) and not (old and old.version):
+            continue
+        result.documents += 1
         result.tokens += len(tokens)
         for window in windows(None, model.document_start, tokens, model.window):
             inputs += len(window.inputs)

@@ -155,11 +155,8 @@ def _forward(model: LanguageModel, batch: Batch[None]) -> tuple[Float32, Float64
     input_ids, mask = model.tensors(batch)
     width = input_ids.shape[1]
     keep = width - min(w.new - w.begin for w in batch.windows)
-    model.tap.enabled = True
-    try:
+    with model.tap.private():
         logits, hidden = _logits_and_hidden(model, input_ids, mask, keep)
-    finally:
-        model.tap.enabled = False
     rows = [
         (row, window.new - window.begin, window.end - window.begin)
         for row, window in enumerate(batch.windows)

@@ -7,6 +7,7 @@ log p + logsumexp(LM logits), so that the scale stays the model's. Whatever call
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from knnlm_store.keys import run_eagerly
 from knnlm_store.models import LanguageModel, to_numpy
 from knnlm_store.values import Freshness, Neighbours
 
+_LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 _LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits mixed at once: 256 MB
 
 
@@ -34,8 +36,18 @@ class Counters:
     mixed: int = 0
 
 
+class _PerThread(threading.local):
+    """Rows of this thread's last decoding step that were fed padding, bool `[b]`."""
+
+    padded: Tensor | None = None
+
+
 class KnnLM:
-    """A memory attached to a model once, to be switched on, off and over between calls."""
+    """A memory attached to a model once, to be switched on, off and over between calls.
+
+    Attaching again replaces what was attached before. The mixture is for inference: a model in
+    training mode refuses it.
+    """
 
     def __init__(self, language_model: LanguageModel) -> None:
         self.language_model = language_model
@@ -43,13 +55,17 @@ class KnnLM:
         self._store: Datastore | None = None
         self._mixture: Mixture | None = None
         self._on = False
-        self._padded_last: Tensor | None = None
+        self._thread = _PerThread()
         model = language_model.model
         if getattr(model, "_compiled_call_impl", None) or hasattr(model, "_compiled_call"):
             raise ModelError(
                 "The model is compiled already: hooks added now would be ignored.",
                 hint="Attach the datastore first, then compile.",
             )
+        for hook in list(model._forward_hooks.values()):
+            if isinstance(before := getattr(hook, "__self__", None), KnnLM):
+                before.detach()
+        self._layers = _layers(model)
         self._handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
     @classmethod
@@ -61,7 +77,7 @@ class KnnLM:
         """Mix this datastore in from the next forward pass on.
 
         mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. Raises
-        StoreMismatch if another model wrote the datastore.
+        StoreMismatch if another model wrote the datastore; what was in use then stays in use.
         """
         if isinstance(store, str):
             store = Datastore.open(store)
@@ -73,18 +89,18 @@ class KnnLM:
         """Mix again what `use` named last."""
         if self._store is None:
             raise ModelError("No datastore is in use.", hint="Call use(STORE) first.")
-        self._on = self.language_model.tap.enabled = True
+        self._on = self.language_model.tap.following = True
         return self
 
     def off(self) -> Self:
         """Be the plain model, bit for bit."""
-        self._on = self.language_model.tap.enabled = False
-        self._padded_last = None
+        self._on = self.language_model.tap.following = False
         return self
 
     def detach(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; this object is not used afterwards."""
         self.off()
+        self._store = None
         self._handle.remove()
         self.language_model.tap.remove()
 
@@ -94,8 +110,13 @@ class KnnLM:
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if not self._on or self._store is None or self._mixture is None:
+        if not self._on or self._store is None or self._mixture is None or self._stands_aside():
             return None
+        if model.training and torch.is_grad_enabled():
+            raise ModelError(
+                "The mixture has no gradient, and the model is in training mode.",
+                hint="Call off() before training, or model.eval().",
+            )
         place = _place_of_logits(output, kwargs)
         logits: Tensor = output[place]
         input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -103,29 +124,37 @@ class KnnLM:
         wanted = self._wanted(input_ids, logits, kwargs)
         self.counters.steps += 1
         with torch.no_grad():
-            mixed = self._mix(logits, hidden, wanted)
+            mixed = self._mix(self._store, self._mixture, logits, hidden, wanted)
         if mixed is None:
             return None
         return _replace(model, output, place, mixed, kwargs)
 
-    def _mix(self, logits: Tensor, hidden: Tensor, wanted: Tensor) -> Tensor | None:
+    def _stands_aside(self) -> bool:
+        """Whether this pass is our own, or a draft by the model's first layers."""
+        model = self.language_model.model
+        return self.language_model.tap.is_private or _layers(model) != self._layers
+
+    def _mix(
+        self, store: Datastore, mixture: Mixture, logits: Tensor, hidden: Tensor, wanted: Tensor
+    ) -> Tensor | None:
         """Mix logits `[b, t, v]` by keys `[b, t, d]` where wanted, bool `[b, t]`."""
-        assert self._store is not None
-        assert self._mixture is not None
-        if not wanted.any() or self._mixture.policy == Fixed(0.0):
+        if not wanted.any() or mixture.policy == Fixed(0.0):
             return None
         queries = to_numpy(hidden[wanted.to(hidden.device)])
-        found = self._store.search(queries, self._mixture.k, freshness=Freshness.FAST)
+        found = store.search(queries, mixture.k, freshness=Freshness.FAST)
         self.counters.searched += len(queries)
-        rows = wanted.flatten().nonzero()[:, 0].to(logits.device)
         mixed: Tensor = logits.to(torch.float32, copy=True).flatten(0, 1)
-        done = 0
+        rows = wanted.flatten().nonzero()[:, 0].to(logits.device)
         step = max(1, _LOGIT_CELLS // mixed.shape[1])
+        done = 0
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            picked = mixed[rows[part]]
-            done += mix_rows(picked, found[part], self._mixture)
-            mixed[rows[part]] = picked
+            if len(rows) == len(mixed):  # a view, so that nothing is copied twice
+                done += mix_rows(mixed[part], found[part], mixture)
+            else:
+                picked = mixed[rows[part]]
+                done += mix_rows(picked, found[part], mixture)
+                mixed[rows[part]] = picked
         self.counters.mixed += done
         return mixed.reshape(logits.shape) if done else None
 
@@ -137,22 +166,27 @@ class KnnLM:
             return wanted
         if isinstance(mask, Tensor) and mask.shape == input_ids.shape and mask.shape[1] > 1:
             wanted &= _align(mask[:, :, None].cpu(), logits, kwargs)[:, :, 0].bool()
-        padded = self._padded(input_ids)
-        if padded is not None:
-            before = self._padded_last
-            # generate() feeds padding to rows that have ended; one such token may be real
-            if before is not None and before.shape == padded.shape:
-                wanted &= ~(before & padded)[:, None]
-        self._padded_last = padded
+        before, self._thread.padded = self._thread.padded, self._padded(input_ids, kwargs)
+        now = self._thread.padded
+        # generate() feeds padding to rows that have ended; one such token may be real
+        if before is not None and now is not None and before.shape == now.shape:
+            wanted &= ~(before & now)[:, None]
         return wanted
 
-    def _padded(self, input_ids: Tensor) -> Tensor | None:
+    def _padded(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
         """Rows whose one new token is padding, bool `[b]`; None outside decoding."""
         config = getattr(self.language_model.model, "generation_config", None)
         pad = getattr(config, "pad_token_id", None)
-        if input_ids.shape[1] != 1 or len(input_ids) == 1 or pad is None:
+        cache = kwargs.get("past_key_values")
+        if pad is None or cache is None or input_ids.shape[1] != 1 or len(input_ids) == 1:
+            return None
+        if int(cache.get_seq_length()) <= 1:  # the first token of a new sequence
             return None
         return torch.eq(input_ids[:, 0], pad).cpu()
+
+
+def _layers(model: Any) -> Any:
+    return getattr(model.config.get_text_config(), "num_hidden_layers", None)
 
 
 def mix_rows(logits: Tensor, found: Neighbours, mixture: Mixture) -> int:
@@ -160,32 +194,36 @@ def mix_rows(logits: Tensor, found: Neighbours, mixture: Mixture) -> int:
 
     A row with lambda 0 or without a neighbour is not touched. -inf stays -inf.
     """
-    tokens = torch.from_numpy(found.tokens).to(logits.device)
-    known = (tokens >= 0) & (tokens < logits.shape[1])
-    tokens = torch.where(known, tokens, 0)
+
+    def on_device(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(logits.device)
+
+    tokens = np.where((found.tokens < 0) | (found.tokens >= logits.shape[1]), -1, found.tokens)
     scale = logits.logsumexp(-1, keepdim=True)  # [q, 1]
-    log_lm = (logits.gather(1, tokens) - scale).masked_fill(~known, -torch.inf)  # [q, k]
-    lm = log_lm.double().cpu().numpy()
+    at_tokens = logits.gather(1, on_device(np.maximum(tokens, 0))) - scale  # [q, k]
+    # float64 only on the host: not every device has it
+    lm = np.where(tokens < 0, -np.inf, at_tokens.cpu().numpy().astype(np.float64))
     distances = drop_impossible(found, lm)
     lmbda = np.where(np.isfinite(distances).any(axis=1), mixture.lmbda(found), 0.0)
     rows = np.flatnonzero(lmbda > 0)
     if not len(rows):
         return 0
-    log_knn = token_log_probs(distances[rows], found.tokens[rows], mixture.temperature)
+    log_knn = token_log_probs(distances[rows], tokens[rows], mixture.temperature)
     values = mix(log_knn, lm[rows], lmbda[rows][:, None])
     # places without a neighbour repeat the nearest one, so that every write is a true value
     nearest = distances[rows].argmin(axis=1)[:, None]
     place = np.where(np.isfinite(distances[rows]), np.arange(distances.shape[1]), nearest)
     with np.errstate(divide="ignore"):
-        rest = np.log1p(-lmbda[rows])[:, None].astype(np.float32)
-
-    def on_device(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(logits.device)
-
-    picked = on_device(rows)
-    new = on_device(np.take_along_axis(values, place, axis=1)) + scale[picked]
-    result = logits[picked] + on_device(rest)
-    logits[picked] = result.scatter_(1, tokens[picked].gather(1, on_device(place)), new.float())
+        rest = on_device(np.log1p(-lmbda[rows])[:, None].astype(np.float32))
+    values = np.take_along_axis(values, place, axis=1).astype(np.float32)
+    written = on_device(np.take_along_axis(tokens[rows], place, axis=1))
+    if len(rows) == len(logits):
+        logits.add_(rest).scatter_(1, written, on_device(values) + scale)
+    else:
+        picked = on_device(rows)
+        logits[picked] = (logits[picked] + rest).scatter_(
+            1, written, on_device(values) + scale[picked]
+        )
     return len(rows)
 
 
@@ -211,7 +249,8 @@ def _replace(model: Any, output: Any, place: Any, logits: Tensor, kwargs: dict[s
     loss = None
     if labels is not None:
         vocabulary = model.config.get_text_config().vocab_size
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary)
+        given = {n: kwargs[n] for n in _LOSS_ARGUMENTS if n in kwargs}
+        loss = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **given)
     if place == "logits":
         output.logits = logits
         if loss is not None:

@@ -59,10 +59,12 @@ class _Job:
 @dataclass
 class _Run:
     model: LanguageModel
+    store: Datastore
     catalog: Catalog
     writer: DocumentWriter
     report: IngestReport
     stop: Callable[[], bool]
+    begun: set[str] = field(default_factory=set)
 
     def windows(self, corpus: Iterable[Document | Problem]) -> Iterator[Window[_Job]]:
         """Yield the windows of the documents that are new or changed."""
@@ -88,6 +90,10 @@ class _Run:
 
     def _job(self, document: Document) -> _Job | None:
         """Decide what a document needs; None if nothing."""
+        if document.id in self.begun:
+            what = "A document of this id was read before; the first one is kept."
+            self._note(Problem(document.id, what, failed=True))
+            return None
         digest = digest_of(document)
         known = self.catalog.get(document.id)
         metadata = dict(document.metadata)
@@ -96,10 +102,17 @@ class _Run:
                 self.writer.record(replace(known, metadata=metadata))
             self.report.skipped += 1
             return None
+        if known and known.intent and known.intent.digest != digest:
+            what = "Another process is writing this document; ingest it again afterwards."
+            self._note(Problem(document.id, what, failed=True))
+            return None
         tokens = self.model.encode(document.text)
-        if not len(tokens):
+        if not len(tokens) and not (known and known.version):
             self._note(Problem(document.id, "The document has no tokens.", failed=False))
             return None
+        if not self.begun:  # now, for a killed run must not leave the old one behind
+            forget_temperature(self.store)
+        self.begun.add(document.id)
         version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
         old = known.version if known else None
         record = DocumentRecord(
@@ -110,6 +123,8 @@ class _Run:
     def _cut(self, job: _Job) -> Iterator[Window[_Job]]:
         cut = list(windows(job, self.model.document_start, job.text_tokens, self.model.window))
         job.open_windows = len(cut)
+        if not cut:  # a document that became empty: its old entries go
+            self._finish(job)
         yield from cut
 
     def process(self, batch: Batch[_Job]) -> None:
@@ -158,7 +173,7 @@ def ingest(
     catalog = Catalog(store.backend)
     report.mended = catalog.recover()
     with DocumentWriter(store.backend, catalog) as writer:
-        run = _Run(model, catalog, writer, report, stop)
+        run = _Run(model, store, catalog, writer, report, stop)
         stream = run.windows(corpus)
         for batch in batches(stream, batch_tokens or model.window):
             run.process(batch)
@@ -166,7 +181,7 @@ def ingest(
             progress(report)
     if isinstance(store.backend, Indexed) and not report.interrupted:
         report.index = store.backend.build_index()
-    if report.tokens:
+    if run.begun:  # a reader may have taken it meanwhile
         forget_temperature(store)
     report.seconds = time.monotonic() - started
     return report

@@ -48,7 +48,10 @@ class Fixed:
 
     def __post_init__(self) -> None:
         if not 0 <= self.lmbda <= 1:
-            raise UsageError(f"lambda must lie in 0..1, not {self.lmbda}.")
+            raise UsageError(
+                f"lambda must lie in 0..1, not {self.lmbda}.",
+                hint="0 is the plain model; 0.25 is a good first choice.",
+            )
 
     def __call__(self, neighbours: Neighbours) -> Float64:
         """Give lambda for each row."""
@@ -65,9 +68,15 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise UsageError(f"k must be at least 1, not {self.k}.")
+            raise UsageError(
+                f"k must be at least 1, not {self.k}.",
+                hint="1024 is a good first choice; for the plain model set lambda to 0.",
+            )
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise UsageError(f"The temperature must be above 0, not {self.temperature}.")
+            raise UsageError(
+                f"The temperature must be above 0, not {self.temperature}.",
+                hint="Leave it out, and it is taken from the datastore.",
+            )
 
     def lmbda(self, neighbours: Neighbours) -> Float64:
         """Lambda of each row, float64 `[q]`; 0 where a row found nothing."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -127,17 +129,26 @@ class _StopForwardError(Exception):
     """Ends a forward pass once the key is there: the rest of it would be thrown away."""
 
 
+class _PerThread(threading.local):
+    """A forward pass and its hooks run in one thread; what they leave is that thread's."""
+
+    captured: Tensor | None = None
+    private: bool = False
+    stop: bool = False
+
+
 class KeyTap:
     """A hook at a key point. Each forward pass fills it once; `take` empties it.
 
     Consume-once makes silence loud: hooks that a compiled model ignores leave it empty.
+    `following` keeps the keys of every forward pass, for whoever mixes behind it; `private` is a
+    pass of our own that nobody else may mix.
     """
 
     def __init__(self, model: nn.Module, point: KeyPoint) -> None:
         self.point = point
-        self.enabled = True
-        self._stop = False
-        self._captured: Tensor | None = None
+        self.following = False
+        self._thread = _PerThread()
         module = model.get_submodule(point.path)
         if point.side == "input":
             self._handle = module.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -150,21 +161,36 @@ class KeyTap:
 
     @run_eagerly
     def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        self._keep(output if isinstance(output, Tensor) else output[0])
+        # some blocks (Falcon) go on to add to their module's output in place
+        self._keep((output if isinstance(output, Tensor) else output[0]).clone())
 
     def _keep(self, hidden: Tensor) -> None:
-        if not self.enabled:
+        if not (self.following or self._thread.private):
             return
-        self._captured = hidden.detach()
-        if self._stop:
+        self._thread.captured = hidden.detach()
+        if self._thread.stop:
             raise _StopForwardError
+
+    @property
+    def is_private(self) -> bool:
+        """Whether this thread is inside `private`."""
+        return self._thread.private
+
+    @contextmanager
+    def private(self) -> Iterator[None]:
+        """Capture the forward passes of this block, and keep them out of any mixture."""
+        self._thread.private = True
+        try:
+            yield
+        finally:
+            self._thread.private = False
 
     def take(self, rows: int) -> Tensor:
         """Give and clear what the last forward pass of `rows` sequences left: `[rows, t, d]`.
 
         Raises ModelError if nothing was captured.
         """
-        hidden, self._captured = self._captured, None
+        hidden, self._thread.captured = self._thread.captured, None
         if hidden is None:
             raise ModelError(
                 f"No key was captured at {self.point.path}.",
@@ -176,13 +202,14 @@ class KeyTap:
     @torch.inference_mode()
     def read(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Run the model as far as the key point only: int64 `[b, t]` to keys `[b, t, d]`."""
-        self._stop = True
-        try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _StopForwardError:
-            pass
-        finally:
-            self._stop = False
+        with self.private():
+            self._thread.stop = True
+            try:
+                model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            except _StopForwardError:
+                pass
+            finally:
+                self._thread.stop = False
         return self.take(len(input_ids))
 
     def remove(self) -> None:

@@ -83,7 +83,7 @@ class Manifest:
             )
         known = {f.name for f in fields(cls)} - {"probe"}
         try:
-            probe = np.load(io.BytesIO(records["probe"]), allow_pickle=False)
+            probe = np.lib.format.read_array(io.BytesIO(records["probe"]), allow_pickle=False)
             return cls(probe=probe, **{k: v for k, v in values.items() if k in known})
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"The manifest of {where} is incomplete.") from error
@@ -103,7 +103,7 @@ class Manifest:
                     hint="Use that model and its settings, or ingest under another --name.",
                 )
         distance = self.probe_distance(other)
-        if distance > ALIKE:
+        if not distance <= ALIKE:  # nor NaN
             raise StoreMismatch(
                 f"{where} was written by another model ({self.model}, {self.architecture}); "
                 f"keys of {other.model} lie elsewhere.",

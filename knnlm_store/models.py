@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from knnlm_store.errors import ModelError
+from knnlm_store.errors import ModelError, UsageError
 from knnlm_store.keys import KeyPoint, KeyTap, find_key_point
 from knnlm_store.manifest import Manifest
 from knnlm_store.values import Float32, Int64
@@ -48,15 +47,20 @@ class LanguageModel:
     ) -> LanguageModel:
         """Take a loaded model; `window` defaults to 1024 or the model's limit if lower.
 
-        Raises ModelError without a tokenizer, UsageError for an unknown key point.
+        Raises ModelError without a tokenizer, UsageError for an unknown key point or a window
+        that the model cannot read.
         """
         if tokenizer is None:
             raise ModelError("The model has no tokenizer.", hint="Pass one that fits it.")
         model.eval()
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        size = min(window or DEFAULT_WINDOW, limit or DEFAULT_WINDOW)
+        limit = _limit(model)
+        if window is not None and limit is not None and window > limit:
+            raise UsageError(
+                f"A window of {window} tokens exceeds the {limit} that the model can read.",
+                hint=f"Use a window of {limit} or less.",
+            )
+        size = window or min(DEFAULT_WINDOW, limit or DEFAULT_WINDOW)
         tap = KeyTap(model, find_key_point(model, key))
-        tap.enabled = False
         return cls(model, tokenizer, tap, size, _document_start(tokenizer))
 
     @property
@@ -64,6 +68,11 @@ class LanguageModel:
         """What the model was loaded as."""
         path = str(getattr(self.model, "name_or_path", "") or "")
         return Path(path).name if Path(path).exists() else path or type(self.model).__name__
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens the model can read at once; None if it names no limit."""
+        return _limit(self.model)
 
     @property
     def point(self) -> KeyPoint:
@@ -90,11 +99,7 @@ class LanguageModel:
 
     def keys(self, batch: Batch[Any]) -> Tensor:
         """Hidden states at the key point: a batch `[b, t]` to `[b, t, d]`, on the device."""
-        self.tap.enabled = True
-        try:
-            return self.tap.read(self.model, *self.tensors(batch))
-        finally:
-            self.tap.enabled = False
+        return self.tap.read(self.model, *self.tensors(batch))
 
     def manifest(self) -> Manifest:
         """Describe this model as the manifest of a datastore it would write."""
@@ -113,7 +118,7 @@ class LanguageModel:
 
     def _probe(self) -> Float32:
         """Keys at the last 4 positions of the probe sentence, float32 `[<=4, d]`."""
-        ids = np.concatenate([[self.document_start], self.encode(_PROBE)])[None, : self.window]
+        ids = np.concatenate([[self.document_start], self.encode(_PROBE)])[None, : self.limit]
         batch: Batch[None] = Batch([], ids, np.ones_like(ids))
         return to_numpy(self.keys(batch)[0, -4:])
 
@@ -122,6 +127,11 @@ def to_numpy(hidden: Tensor) -> Float32:
     """Bring hidden states to the host as float32."""
     keys: Float32 = hidden.to(device="cpu", dtype=torch.float32).numpy()
     return keys
+
+
+def _limit(model: Any) -> int | None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _document_start(tokenizer: Any) -> int:
@@ -162,36 +172,80 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place: dict[str, Any] = {"revision": revision} if revision else {}
-    gguf = name.endswith(".gguf")
-    if gguf or (os.path.sep in name.rstrip("/") and name.startswith((".", "/", "~"))):
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise ModelError(f"There is no model at {name}.", hint="Check the path.")
-        name = str(path)
-    if gguf:
-        place["gguf_file"] = Path(name).name
-        name = str(Path(name).parent)
-    precision = _dtype("float32" if gguf and dtype == "auto" else dtype)
+    path, place = _locate(name)
+    if revision:
+        place["revision"] = revision
+    if "gguf_file" in place and dtype == "auto":
+        dtype = "float32"
+    precision, where = _dtype(dtype), _device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **place)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"No tokenizer can be loaded for {name}: {_first_line(error)}",
-            hint="Name a model that comes with its tokenizer.",
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(path, **place)
+    except _failures() as error:
+        raise _no_tokenizer(name, path, place, error) from error
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=precision, **place)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"The model {name} cannot be loaded: {_first_line(error)}",
-            hint="Check the name, --revision and HF_TOKEN, or give a local folder.",
-        ) from error
-    return LanguageModel.wrap(model.to(_device(device)), tokenizer, key=key, window=window)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=precision, **place)
+    except _failures() as error:
+        raise _unloadable(name, error) from error
+    return LanguageModel.wrap(model.to(where), tokenizer, key=key, window=window)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What transformers raises where files are missing, damaged or of another library."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """Tell a local folder, a GGUF file and a hub id apart: what transformers is to load."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / f).exists() for f in ("config.json", "adapter_config.json")):
+            raise ModelError(
+                f"The folder {name} holds no model: it has no config.json.",
+                hint="Name a folder that save_pretrained wrote, or a GGUF file in it.",
+            )
+        return str(path), {}
+    gguf = path.suffix == ".gguf"
+    if path.exists():
+        if gguf:
+            return str(path.parent), {"gguf_file": path.name}
+        raise ModelError(f"{name} is no model.", hint="Name its folder, or a GGUF file.")
+    if gguf or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no model at {name}.", hint="Check the path.")
+    return name, {}
+
+
+def _no_tokenizer(name: str, path: str, place: dict[str, Any], error: Exception) -> ModelError:
+    """Make the error of a tokenizer that does not load, or of a model that is not there at all."""
+    from transformers import AutoConfig
+
+    why = f": {_first_line(error)}"
+    if "gguf_file" not in place:
+        try:
+            AutoConfig.from_pretrained(path, **place)
+        except _failures() as cause:
+            return _unloadable(name, cause)
+        files = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")
+        folder = Path(path)
+        if folder.is_dir() and not any(f.name.startswith(files) for f in folder.iterdir()):
+            why = ""  # transformers' own message misleads then
+    return ModelError(
+        f"No tokenizer comes with {name}{why}.",
+        hint="Save one there with tokenizer.save_pretrained, or name another model.",
+    )
+
+
+def _unloadable(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"The model {name} cannot be loaded: {_first_line(error)}.",
+        hint="Check the name, --revision and HF_TOKEN, or give a local folder.",
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(" .:")
 
 
 def _dtype(name: str) -> Any:
@@ -212,6 +266,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"The device {name!r} cannot be used: {_first_line(error)}", hint="Try --device cpu."
+            f"The device {name!r} cannot be used: {_first_line(error)}.",
+            hint="Try --device cpu.",
         ) from error
     return device

@@ -42,6 +42,11 @@ def parse(uri: str) -> Location:
 
 def parse_root(uri: str) -> Location:
     """Read the URI of a place that holds datastores: `faiss:PATH`, `qdrant://host:6334`."""
+    if ":" not in uri:
+        raise UsageError(
+            f"{uri!r} is no place of datastores.",
+            hint="Write BACKEND:PATH, for example faiss:stores.",
+        )
     return parse(uri.rstrip("/") + "/*")
 
 

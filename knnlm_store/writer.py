@@ -54,12 +54,14 @@ class DocumentWriter:
         self._backend, self._catalog = backend, catalog
         self._queue: queue.Queue[_Record | _Write | _Done | None] = queue.Queue(_DEPTH)
         self._error: BaseException | None = None
-        self._abort = False
+        self._abort = threading.Event()
         self._pending: list[Entries] = []
         self._finished: list[DocumentRecord] = []
         self._committed_at = time.monotonic()
         self._retry = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(give_up_after),
+            stop=tenacity.stop_after_delay(give_up_after)
+            | tenacity.stop_when_event_set(self._abort),
+            sleep=tenacity.sleep_using_event(self._abort),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, KnnlmError) and error.retryable
@@ -84,6 +86,7 @@ class DocumentWriter:
 
     def __enter__(self) -> Self:
         """Start the thread."""
+        self._catalog.begin_writing()
         self._thread.start()
         return self
 
@@ -91,9 +94,11 @@ class DocumentWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         """Wait for the thread; raise what it met."""
-        self._abort = kind is not None
+        if kind is not None:
+            self._abort.set()
         self._put(None)
         self._thread.join()
+        self._catalog.end_writing()
         if self._error is not None and kind is None:
             raise self._error
 
@@ -109,7 +114,7 @@ class DocumentWriter:
         self._guard(self._commit)
 
     def _guard(self, step: Callable[..., None], *args: Any) -> None:
-        if self._error is None and not self._abort:
+        if self._error is None and not self._abort.is_set():
             try:
                 step(*args)
             except BaseException as error:  # noqa: BLE001  carried to the thread that waits

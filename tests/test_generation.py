@@ -50,7 +50,6 @@ def test_full_logits_equal_the_dense_reference(lm: KnnLM, tokenizer: Any) -> Non
     mixed = lm.language_model.model(tokens).logits[0]
     lm.off()
     plain = lm.language_model.model(tokens).logits[0]
-    lm.language_model.tap.enabled = True
     hidden = lm.language_model.tap.read(lm.language_model.model, tokens, None)[0]
     for position in range(tokens.shape[1]):
         expected = dense_mixture(

@@ -29,6 +29,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 256,
         "word_embed_proj_dim": 32,
     },
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "mixtral": {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {**_SIZES, "final_logit_softcapping": 5.0, "sliding_window": 64},
     "granite": {**_SIZES, "logits_scaling": 4.0},

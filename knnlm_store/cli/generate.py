@@ -4,138 +4,219 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common
+from knnlm_store.cli import common, options, output
 from knnlm_store.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from knnlm_store.generation import KnnLM
     from knnlm_store.models import LanguageModel
 
+GENERATION = "Generation"
+EXAMPLES = options.examples(
+    'knnlm-store generate --store faiss:stores/law --model MODEL "The creditor shall"',
+    'knnlm-store generate --store faiss:stores/law --model MODEL --chat "What is a creditor?"',
+    "knnlm-store generate --store faiss:stores/law --model MODEL --json < prompts.txt",
+)
+
 
 def generate(
-    model: common.Model,
+    model: options.Model,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts; one a line on stdin if there are none.", show_default=False),
+        typer.Argument(
+            help="Prompts; without any, one a line from standard input.", show_default=False
+        ),
     ] = None,
-    store: common.Store = None,
-    backend: common.Backend = None,
-    name: common.Name = None,
-    url: common.Url = None,
-    k: common.K = None,
-    temperature: common.Temperature = None,
-    lmbda: common.Lmbda = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 64,
+    store: options.Store = None,
+    backend: options.Backend = None,
+    name: options.Name = None,
+    url: options.Url = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    k: options.K = None,
+    temperature: options.Temperature = None,
+    lmbda: options.Lmbda = None,
+    max_new_tokens: Annotated[
+        int, options.option(GENERATION, "At most so many new tokens.", min=1)
+    ] = 64,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Apply the model's chat template to each prompt.")
+        bool,
+        options.option(GENERATION, "Apply the model's chat template to each prompt.", "--chat"),
     ] = False,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Sample; greedy decoding otherwise.")
+        bool,
+        options.option(GENERATION, "Draw tokens at random; else the likeliest wins.", "--sample"),
     ] = False,
+    seed: Annotated[
+        int | None, options.option(GENERATION, "With --sample: the same seed draws the same.")
+    ] = None,
     sampling_temperature: Annotated[
-        float, typer.Option(help="Temperature of sampling, after the mixture.")
+        float | None,
+        options.option(
+            GENERATION,
+            "With --sample: below 1 bolder, above 1 more even; applied after mixing.",
+            show_default="1.0",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        options.option(
+            GENERATION,
+            "With --sample: draw from the likeliest tokens that together reach this probability.",
+            show_default="1.0",
+        ),
+    ] = None,
+    num_beams: Annotated[
+        int, options.option(GENERATION, "Continuations searched side by side (beams).", min=1)
+    ] = 1,
+    repetition_penalty: Annotated[
+        float, options.option(GENERATION, "Above 1: tokens that stood before become less likely.")
     ] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampling.", show_default=False)] = None,
-    num_beams: Annotated[int, typer.Option(help="Beams; 1 streams.", min=1)] = 1,
-    repetition_penalty: Annotated[float, typer.Option(help="As in transformers.")] = 1.0,
-    revision: common.Revision = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = False,
+    json: options.Json = False,
 ) -> None:
-    """Continue prompts with the datastore mixed in at every step."""
-    texts = prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not texts:
-        raise UsageError("There is no prompt.", hint='Add one: knnlm-store generate ... "The law"')
+    """Continue prompts with the datastore mixed in at every step.
+
+    The text is written as it is made, prompt first.
+    """
+    common.need_model_libraries()
+    asked = _Asked(
+        max_new_tokens, chat, sample, seed, sampling_temperature, top_p, num_beams,
+        repetition_penalty,
+    )  # fmt: skip
     where = common.location(store, backend, name, url)
+    texts = prompts or _prompts_from_stdin()
     opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda)
     with opened.store:
         language_model = common.load_model_for(
             opened.store, model, revision=revision, device=device, dtype=dtype
         )
+        opened.announce()
         from knnlm_store.generation import KnnLM
 
+        ids = [_prompt_ids(language_model, text, asked) for text in texts]
         lm = KnnLM(language_model).use(opened.store, opened.mixture)
-        options = _options(
-            max_new_tokens, sample, sampling_temperature, top_p, num_beams, repetition_penalty
-        )
-        if seed is not None:
-            _seed(seed)
-        results = [_continue(lm, text, chat, options, quiet=json) for text in texts]
-        if json:
-            common.print_json(
-                {
-                    "generations": results,
-                    "store": {"uri": str(where), "entries": opened.store.backend.count()},
-                    "settings": opened.settings(),
-                    "counters": asdict(lm.counters),
-                }
+        _seed(seed)
+        results = [
+            _continue(lm, text, tokens, asked, quiet=json)
+            for text, tokens in zip(texts, ids, strict=True)
+        ]
+        report = {
+            "generations": results,
+            "store": opened.describe(),
+            "settings": opened.settings(),
+            "counters": asdict(lm.counters),
+        }
+    if json:
+        output.print_json(report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How the user wants text made. Raises UsageError for what cannot be right."""
+
+    max_new_tokens: int
+    chat: bool
+    sample: bool
+    seed: int | None
+    sampling_temperature: float | None
+    top_p: float | None
+    num_beams: int
+    repetition_penalty: float
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "sampling_temperature", "top_p"):
+            if getattr(self, name) is not None and not self.sample:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} needs --sample.", hint=f"Add --sample to {option}.")
+        for name in ("sampling_temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} must be above 0, not {value}.", hint="1 has no effect.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"--top-p must lie above 0 and up to 1, not {self.top_p}.", hint="Try --top-p 0.9."
             )
 
+    @property
+    def streams(self) -> bool:
+        """Whether text can be shown as it is made: beams are chosen between at the end."""
+        return self.num_beams == 1
 
-def _options(
-    max_new_tokens: int,
-    sample: bool,
-    sampling_temperature: float,
-    top_p: float,
-    num_beams: int,
-    repetition_penalty: float,
-) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": sample,
-        "num_beams": num_beams,
-        "repetition_penalty": repetition_penalty,
-    }
-    if sample:
-        if sampling_temperature <= 0:
-            raise UsageError(f"--sampling-temperature must be above 0, not {sampling_temperature}.")
+    def options(self) -> dict[str, Any]:
+        """Give the arguments of transformers' generate()."""
+        chosen: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.sample,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if not self.sample:
+            return chosen | {"temperature": None, "top_p": None, "top_k": None}
         # the checkpoint's own sampling settings would narrow this silently
-        options |= {"temperature": sampling_temperature, "top_p": top_p, "top_k": 0}
-    else:
-        options |= {"temperature": None, "top_p": None, "top_k": None}
-    return options
+        return chosen | {
+            "temperature": 1.0 if self.sampling_temperature is None else self.sampling_temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_k": 0,
+        }
 
 
-def _seed(seed: int) -> None:
+def _prompts_from_stdin() -> list[str]:
+    hint = 'Name one, as in: knnlm-store generate --store STORE "The law", or pipe them in.'
+    if sys.stdin.isatty():
+        raise UsageError("There is no prompt.", hint=hint)
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Standard input is not UTF-8: byte {error.start} cannot be read.",
+            hint="Convert it first, for example with iconv.",
+        ) from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("There is no prompt.", hint=hint)
+    return prompts
+
+
+def _seed(seed: int | None) -> None:
     import torch
 
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
 
 
 def _continue(
-    lm: KnnLM, prompt: str, chat: bool, options: dict[str, Any], quiet: bool
+    lm: KnnLM, prompt: str, tokens: list[int], asked: _Asked, quiet: bool
 ) -> dict[str, Any]:
     """Generate from one prompt; streamed to stdout unless quiet or searched by beams."""
     import torch
     from transformers import TextStreamer
 
     model, tokenizer = lm.language_model.model, lm.language_model.tokenizer
-    ids = torch.tensor([_prompt_ids(lm.language_model, prompt, chat)], device=model.device)
-    streams = not quiet and options["num_beams"] == 1
+    ids = torch.tensor([tokens], device=model.device)
+    streams = asked.streams and not quiet
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     if not quiet:
-        typer.echo(prompt, nl=chat)
+        typer.echo(prompt, nl=asked.chat)
     started = time.monotonic()
-    output = model.generate(
+    made = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        if streams
-        else None,
+        streamer=streamer if streams else None,
         pad_token_id=_padding(model, tokenizer),
-        **options,
+        **asked.options(),
     )[0, ids.shape[1] :]
     seconds = time.monotonic() - started
-    text = tokenizer.decode(output, skip_special_tokens=True)
+    text = tokenizer.decode(made, skip_special_tokens=True)
     if not quiet and not streams:
         typer.echo(text)
-    return {"prompt": prompt, "text": text, "tokens": len(output), "seconds": seconds}
+    return {"prompt": prompt, "text": text, "tokens": len(made), "seconds": seconds}
 
 
 def _padding(model: Any, tokenizer: Any) -> int | None:
@@ -144,13 +225,20 @@ def _padding(model: Any, tokenizer: Any) -> int | None:
     return next((token for token in choices if token is not None), 0)
 
 
-def _prompt_ids(model: LanguageModel, prompt: str, chat: bool) -> list[int]:
+def _prompt_ids(model: LanguageModel, prompt: str, asked: _Asked) -> list[int]:
     """Tokens of a prompt: by the chat template, or as the beginning of a document."""
-    if not chat:
-        return [model.document_start, *model.encode(prompt).tolist()]
-    if not getattr(model.tokenizer, "chat_template", None):
-        raise ModelError(f"{model.name} has no chat template.", hint="Leave --chat out.")
-    encoded = model.tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    ids = [model.document_start, *model.encode(prompt).tolist()]
+    if asked.chat:
+        if not getattr(model.tokenizer, "chat_template", None):
+            raise ModelError(f"{model.name} has no chat template.", hint="Leave --chat out.")
+        encoded = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+        )
+        ids = list(encoded["input_ids"])
+    if model.limit is not None and len(ids) + asked.max_new_tokens > model.limit:
+        raise UsageError(
+            f"A prompt of {len(ids)} tokens and {asked.max_new_tokens} new ones exceed the "
+            f"{model.limit} that {model.name} can read.",
+            hint="Shorten the prompt, or lower --max-new-tokens.",
+        )
+    return ids

@@ -2,75 +2,105 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common
-from knnlm_store.cli.common import err
-from knnlm_store.corpus import Corpus
+from knnlm_store.cli import common, options, output
 from knnlm_store.errors import UsageError
-from knnlm_store.values import Location
 
 if TYPE_CHECKING:
+    from knnlm_store.corpus import Corpus
     from knnlm_store.ingest import IngestReport
     from knnlm_store.models import LanguageModel
+    from knnlm_store.values import Location
+
+EXAMPLES = options.examples(
+    "knnlm-store ingest --backend faiss --model MODEL corpus/",
+    "knnlm-store ingest --store faiss:stores/law --model MODEL laws.jsonl.gz --id-column number",
+    "knnlm-store ingest --store faiss:stores/law --model MODEL corpus/ --dry-run",
+)
 
 
 def ingest(
-    inputs: common.Inputs,
-    model: common.Model,
-    store: common.Store = None,
-    backend: common.Backend = None,
-    name: common.Name = None,
-    url: common.Url = None,
-    revision: common.Revision = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    batch_size: common.BatchSize = None,
-    key_module: Annotated[
-        str, typer.Option(help="last_ffn_input, lm_head_input, PATH:input or PATH:output.")
-    ] = "last_ffn_input",
-    window: Annotated[
-        int | None,
-        typer.Option(help="Inputs of a forward pass.", min=2, show_default="1024 or the limit"),
-    ] = None,
+    inputs: options.Inputs,
+    model: options.Model,
+    store: options.Store = None,
+    backend: options.Backend = None,
+    name: options.SourceName = None,
+    url: options.Url = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="float16, float32 or int8.", show_default="the backend's choice"),
+        options.option(
+            options.STORE,
+            "How a new datastore keeps its keys: float16, float32 or int8.",
+            show_default="the backend's choice",
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = None,
+    key_module: Annotated[
+        str | None,
+        options.option(
+            options.MODEL,
+            "Where a new datastore's keys are read in the model: last_ffn_input (input of the "
+            "last feed-forward layer), lm_head_input (of the output layer), or MODULE:input or "
+            "MODULE:output.",
+            show_default="last_ffn_input",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        options.option(
+            options.MODEL,
+            "Tokens that a new datastore's model reads at once.",
+            min=2,
+            show_default="1024, or the model's limit if lower",
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Name of the source.", show_default="the folder's name")
+        str | None,
+        options.option(
+            options.READING, "Name that groups these documents.", show_default="the folder's name"
+        ),
     ] = None,
-    text_column: common.TextColumn_ = "text",
-    id_column: common.IdColumn = "id",
+    text_column: options.TextColumn = "text",
+    id_column: options.IdColumn = "id",
     metadata_column: Annotated[
         list[str] | None,
-        typer.Option(help="Column kept with each document; repeat.", show_default=False),
+        options.option(options.READING, "Column kept with each document; may be repeated."),
     ] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE kept with every document; repeat.", show_default=False),
+        options.option(options.READING, "KEY=VALUE kept with every document; may be repeated."),
     ] = None,
-    include: common.Include = None,
-    exclude: common.Exclude = None,
-    encoding: common.Encoding = "utf-8",
-    stdin_format: common.StdinFormat = "text",
-    limit: common.Limit = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    encoding: options.Encoding = "utf-8",
+    stdin_format: options.StdinFormat = "text",
+    limit: options.Limit = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count tokens, and estimate bytes and time.")
+        bool,
+        typer.Option("--dry-run", help="Write nothing; count tokens, estimate bytes and time."),
     ] = False,
-    json: common.Json = False,
+    json: options.Json = False,
 ) -> None:
     """Read a corpus into a datastore: every token becomes an entry.
 
     Documents that did not change are skipped and changed ones replaced. Stop it at any time
     and run the same command again: it goes on.
     """
-    options = common.read_options(
+    from knnlm_store.corpus import Corpus
+
+    common.need_model_libraries()
+    reading = common.read_options(
         stdin_format,
         source=source,
         text_column=text_column,
@@ -82,15 +112,13 @@ def ingest(
         encoding=encoding,
         limit=limit,
     )
-    corpus = Corpus(inputs, options)
+    corpus = Corpus(inputs, reading)
     where = common.location(store, backend, name, url, corpus)
-    language_model = common.load_model(
-        model, revision=revision, device=device, dtype=dtype, key=key_module, window=window
-    )
-    if dry_run:
-        _dry_run(corpus, language_model, where, storage, batch_size, json)
-    else:
-        _ingest(corpus, language_model, where, storage, batch_size, json)
+    _check_storage(where, storage)
+    wanted = _Wanted(key_module, window, storage)
+    language_model = _model(where, wanted, model, revision=revision, device=device, dtype=dtype)
+    run = _dry_run if dry_run else _ingest
+    run(corpus, language_model, where, storage, batch_size, json)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
@@ -98,9 +126,59 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--metadata takes KEY=VALUE, not {text!r}.")
+            raise UsageError(
+                f"--metadata takes KEY=VALUE, not {text!r}.",
+                hint="For example: --metadata language=en",
+            )
         pairs[key] = value
     return pairs
+
+
+def _check_storage(where: Location, storage: str | None) -> None:
+    from knnlm_store import registry
+
+    offered = registry.load(where.scheme).storages
+    if storage is not None and storage not in offered:
+        raise UsageError(
+            f"{where.scheme} keeps keys as {', '.join(offered)}, not {storage}.",
+            hint=f"Use --storage {offered[0]}, or leave it out.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the user said of a new datastore, and an old one must agree with; None if nothing."""
+
+    key: str | None
+    window: int | None
+    storage: str | None
+
+    def loading(self) -> dict[str, Any]:
+        """Give what concerns the loading of a model."""
+        said = {"key": self.key, "window": self.window}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+def _model(where: Location, wanted: _Wanted, name: str, **loading: Any) -> LanguageModel:
+    """Load the model as the datastore needs it, or as the user wants it for a new one."""
+    from knnlm_store import registry
+    from knnlm_store.datastore import Datastore
+
+    loading |= wanted.loading()
+    backend = registry.connect(where)
+    there = backend.exists()
+    backend.close()
+    if not there:
+        return common.load_model(name, **loading)
+    with Datastore.open(where) as store:
+        store.require_storage(wanted.storage)
+        kept = store.manifest.window
+        if wanted.window not in (None, kept):
+            raise UsageError(
+                f"{where} was written with windows of {kept} tokens, not {wanted.window}.",
+                hint="Leave --window out, or ingest under another --name.",
+            )
+        return common.load_model_for(store, name, **loading)
 
 
 def _ingest(
@@ -115,29 +193,27 @@ def _ingest(
     from knnlm_store.ingest import ingest as run
 
     with Datastore.open_or_create(where, model.manifest(), storage) as store:
-        with _stop_on_interrupt() as stop, common.progress_bar() as bar:
-            task = bar.add_task("ingest", total=corpus.total_bytes, told="")
-
-            def show(report: IngestReport) -> None:
-                speed = report.tokens / max(report.seconds, 1e-9)
-                told = f"{common.count(report.tokens)} tokens, {common.count(speed)}/s"
-                bar.update(task, completed=report.bytes_read, told=told)
-
+        with (
+            output.progress("ingest", corpus.total_bytes) as bar,
+            _stop_on_interrupt() as stop,
+        ):
             report = run(
                 corpus,
                 model,
                 store,
                 batch_tokens=common.batch_tokens(model, batch_size),
-                progress=show,
+                progress=lambda r: bar.show(r.bytes_read, r.tokens, r.seconds),
                 stop=stop,
             )
         entries = store.backend.count()
     if json:
-        common.print_json(report.json() | {"store": {"uri": str(where), "entries": entries}})
+        kept = {"uri": str(where), "name": where.name, "entries": entries}
+        output.print_json(report.json() | {"store": kept})
     else:
         _summary(report, where, entries)
-    common.tell_problems(report.problems)
+    output.tell_problems(report.problems)
     if report.interrupted:
+        output.say("Interrupted. Run the same command to go on.")
         raise typer.Exit(130)
     if report.failed and not (report.added or report.replaced or report.skipped):
         raise typer.Exit(1)
@@ -150,16 +226,14 @@ def _summary(report: IngestReport, where: Location, entries: int) -> None:
     typer.echo(f"documents: {counts}")
     speed = report.tokens / max(report.seconds, 1e-9)
     typer.echo(
-        f"tokens: {common.count(report.tokens)} in {report.seconds:,.1f} s "
-        f"({common.count(speed)}/s)"
+        f"tokens: {output.count(report.tokens)} in {report.seconds:,.1f} s "
+        f"({output.count(speed)}/s)"
     )
     if report.mended:
         typer.echo(f"mended: {report.mended} documents that an earlier run had left unfinished")
     if report.index:
         typer.echo(f"index: {report.index}")
-    typer.echo(f"datastore: {where}, {common.count(entries)} entries")
-    if report.interrupted:
-        err.print("Interrupted. Run the same command to go on.")
+    typer.echo(f"datastore: {where}, {output.count(entries)} entries")
 
 
 def _dry_run(
@@ -172,19 +246,19 @@ def _dry_run(
 ) -> None:
     from knnlm_store.estimate import estimate
 
-    with err.status("counting tokens"):
+    with output.status("counting tokens"):
         result = estimate(
             corpus, model, where, storage, batch_tokens=common.batch_tokens(model, batch_size)
         )
     if json:
-        common.print_json(result.json())
+        output.print_json({"dry_run": True} | result.json())
     else:
         typer.echo(f"documents: {result.documents} to write, {result.unchanged} unchanged")
-        typer.echo(f"tokens: {common.count(result.tokens)}, one entry each")
-        typer.echo(f"size: about {common.size(result.bytes)} ({result.storage} keys)")
+        typer.echo(f"tokens: {output.count(result.tokens)}, one entry each")
+        typer.echo(f"size: about {output.size(result.bytes)} ({result.storage} keys)")
         typer.echo(f"time: about {result.seconds:,.0f} s on this machine")
         typer.echo(f"Nothing was written to {where}.")
-    common.tell_problems(result.problems)
+    output.tell_problems(result.problems)
 
 
 @contextmanager
@@ -195,9 +269,11 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     def handle(*_: Any) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            # Waits for no write or retry that is under way: a run may be killed at any instant.
+            output.restore_terminal()
+            os._exit(130)
         asked = True
-        err.print("Stopping after the documents in hand; Ctrl-C again to stop at once.")
+        output.say("Stopping after the documents in hand; Ctrl-C again to stop at once.")
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from knnlm_store.cli import evaluate, generate, ingest, stores
-from knnlm_store.cli.common import set_up_logging, tell_error
+from knnlm_store.cli import evaluate, generate, ingest, options, output, stores
 from knnlm_store.errors import KnnlmError, UsageError
 
 app = typer.Typer(
     name="knnlm-store",
-    help="Give a language model a memory that lives in a vector store.",
+    help="Give a language model a memory that lives in a vector store.\n\n"
+    "Ingest a corpus, and every token of it becomes an entry of a datastore. At each step of "
+    "the model the nearest entries vote on the next token.",
+    epilog=options.examples(
+        "knnlm-store ingest --backend faiss --model MODEL corpus/ --name law",
+        "knnlm-store eval --store faiss:stores/law --model MODEL heldout/",
+        'knnlm-store generate --store faiss:stores/law --model MODEL "The creditor shall"',
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(ingest.ingest)
-app.command(name="eval")(evaluate.evaluate)
-app.command()(generate.generate)
-app.command()(stores.info)
-app.command()(stores.ls)
-app.command()(stores.rm)
-app.command()(stores.compact)
+MANAGE = "Datastores"
+app.command(epilog=ingest.EXAMPLES)(ingest.ingest)
+app.command(name="eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(rich_help_panel=MANAGE)(stores.ls)
+app.command(rich_help_panel=MANAGE)(stores.info)
+app.command(rich_help_panel=MANAGE)(stores.compact)
+app.command(rich_help_panel=MANAGE)(stores.rm)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(version("knnlm-store"))
+        import knnlm_store
+
+        typer.echo(knnlm_store.__version__)
         raise typer.Exit
 
 
@@ -40,7 +48,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
     ] = False,
 ) -> None:
-    set_up_logging()
+    output.set_up()
 
 
 def main() -> None:
@@ -48,9 +56,5 @@ def main() -> None:
     try:
         app()
     except KnnlmError as error:
-        tell_error(error)
+        output.tell_error(error)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)

@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store import registry
-from knnlm_store.backend import Compactable, Indexed
-from knnlm_store.cli import common
-from knnlm_store.datastore import Datastore
-from knnlm_store.errors import UsageError
+from knnlm_store.cli import options, output
+from knnlm_store.errors import StoreCorrupt, StoreMismatch, StoreNotFound, UsageError
+
+if TYPE_CHECKING:
+    from knnlm_store.values import Location
 
 StoreArgument = Annotated[
-    str, typer.Argument(metavar="STORE", help="The datastore, as BACKEND:PATH/NAME.")
+    str,
+    typer.Argument(
+        metavar="STORE", help="The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law."
+    ),
 ]
 
 
-def info(store: StoreArgument, json: common.Json = False) -> None:
+def info(store: StoreArgument, json: options.Json = False) -> None:
     """Tell what a datastore is and holds."""
+    from knnlm_store.datastore import Datastore
+
     with Datastore.open(store) as opened:
         facts = opened.info()
     if json:
-        common.print_json(facts)
+        output.print_json(facts)
         return
     for name, value in facts.items():
-        shown = common.size(value) if name == "bytes" else value
-        typer.echo(f"{name + ':':<16}{common.count(shown) if isinstance(shown, int) else shown}")
+        typer.echo(f"{name + ':':<16}{_readable(name, value)}")
+
+
+def _readable(name: str, value: Any) -> Any:
+    if name == "bytes":
+        return output.size(value)
+    return output.count(value) if isinstance(value, int) else value
 
 
 def ls(
     place: Annotated[
-        str, typer.Argument(help="Where to look, as BACKEND:PATH or BACKEND://HOST:PORT.")
-    ] = "faiss:stores",
-    json: common.Json = False,
+        str | None,
+        typer.Argument(
+            help="Where to look, as BACKEND:PATH or BACKEND://HOST:PORT.",
+            show_default="faiss:stores, or the folder KNNLM_STORE_URL",
+        ),
+    ] = None,
+    json: options.Json = False,
 ) -> None:
     """List the datastores at a place."""
-    location = registry.parse_root(place)
+    from knnlm_store import registry
+
+    location = registry.parse_root(
+        place or f"faiss:{os.environ.get('KNNLM_STORE_URL') or 'stores'}"
+    )
     names = registry.load(location.scheme).names(location)
+    shown = _place(location)
     if json:
-        common.print_json({"place": place, "names": names})
+        output.print_json({"place": shown, "names": names})
         return
     for name in names:
-        typer.echo(f"{place.rstrip('/')}/{name}")
+        typer.echo(f"{shown.rstrip('/')}/{name}")
     if not names:
-        common.err.print(f"No datastores at {place}.")
+        output.say(f"There are no datastores at {shown}.")
+
+
+def _place(location: Location) -> str:
+    return str(location).removesuffix("/" + location.name)
 
 
 def rm(
@@ -52,24 +77,40 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a datastore with everything in it."""
-    backend = registry.connect(store)
-    backend.spec()
-    if not yes and not typer.confirm(f"Remove {store} and all its entries?", err=True):
-        raise typer.Exit(1)
-    backend.drop()
-    typer.echo(f"removed {store}")
+    from knnlm_store import registry
+
+    location = registry.parse(store)
+    backend = registry.connect(location)
+    try:
+        with suppress(StoreCorrupt, StoreMismatch):  # what cannot be opened can still go
+            backend.spec()
+        if not yes and not typer.confirm(f"Remove {location} and all its entries?", err=True):
+            raise typer.Exit(1)
+        backend.drop()
+    except StoreNotFound as error:
+        error.hint = f"See what there is: knnlm-store ls {_place(location)}"
+        raise
+    finally:
+        backend.close()
+    typer.echo(f"removed {location}")
 
 
 def compact(store: StoreArgument) -> None:
     """Drop deleted entries from disk and rebuild the index."""
+    from knnlm_store.backend import Compactable, Indexed
+    from knnlm_store.datastore import Datastore
+
     with Datastore.open(store) as opened:
         backend = opened.backend
         if not isinstance(backend, Compactable):
-            raise UsageError(f"The backend {opened.location.scheme} needs no compaction.")
+            raise UsageError(
+                f"The backend {opened.location.scheme} needs no compaction.",
+                hint="There is nothing to do.",
+            )
         before = backend.size()
-        with common.err.status("compacting"):
+        with output.status("compacting"):
             backend.compact()
             index = backend.build_index() if isinstance(backend, Indexed) else None
-        typer.echo(f"{common.size(before)} before, {common.size(backend.size())} after")
+        typer.echo(f"{output.size(before)} before, {output.size(backend.size())} after")
         if index:
             typer.echo(f"index: {index}")

@@ -1,0 +1,132 @@
+"""What a user sees: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from knnlm_store.errors import KnnlmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from knnlm_store.corpus import Problem
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    typer.echo(text, err=True)
+
+
+def tell_problems(problems: Sequence[Problem]) -> None:
+    """Name every problem on stderr, one line each."""
+    for problem in problems:
+        kind = "failed" if problem.failed else "skipped"
+        say(f"{kind}: {problem.where}: {problem.what}")
+
+
+def tell_error(error: KnnlmError) -> None:
+    """Say what went wrong, and what to try."""
+    say(f"error: {error}")
+    if error.hint:
+        say(error.hint)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout; infinities become null, which JSON can hold."""
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    typer.echo(json.dumps(_finite(value), ensure_ascii=ascii_only, indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        return None
+    return value
+
+
+def set_up() -> None:
+    """Send warnings of ours to stderr, and let no character end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    # only ours: libraries that write to stderr themselves would be heard twice
+    for name in ("knnlm_store", "knnlm_store_faiss"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.WARNING)
+
+
+def console() -> Console:
+    """Make a console on stderr that takes paths as they are."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def restore_terminal() -> None:
+    """Show the cursor again, which a progress display hides."""
+    console().show_cursor(True)
+
+
+def status(text: str) -> AbstractContextManager[Any]:
+    """Show what is going on, while it goes on, on a terminal."""
+    from rich.text import Text
+
+    return console().status(Text(text))
+
+
+class Progress:
+    """The progress of long work, on stderr if that is a terminal."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def show(self, bytes_read: int, tokens: int, seconds: float) -> None:
+        """Show how far the work has come."""
+        told = f"{count(tokens)} tokens, {count(tokens / max(seconds, 1e-9))}/s"
+        self._bar.update(self._task, completed=bytes_read, told=told)
+
+
+@contextmanager
+def progress(what: str, total_bytes: int | None) -> Iterator[Progress]:
+    """Give the progress display of long work; it leaves nothing behind."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    err = console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield Progress(bar, bar.add_task(what, total=total_bytes, told=""))
+
+
+def count(n: float) -> str:
+    """Write a count with thousands separators."""
+    return f"{n:,.0f}"
+
+
+def size(n: float | None) -> str:
+    """Write a number of bytes for people."""
+    if n is None:
+        return "unknown"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+        n /= 1024
+    return f"{n:,.1f} TiB"

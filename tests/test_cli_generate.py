@@ -1,0 +1,157 @@
+"""`knnlm-store generate` as a user types it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.cli_support import Run, run, write_corpus
+
+STORE = "faiss:stores/law"
+PROMPT = "The creditor"
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, saved_model: Path) -> Path:
+    """A folder with a datastore, and a model whose tokenizer has a chat template."""
+    place = tmp_path_factory.mktemp("generate")
+    corpus = write_corpus(place / "law")
+    store = f"faiss:{place}/stores/law"
+    assert run("ingest", "--store", store, "--model", saved_model, corpus).code == 0
+    shutil.copytree(saved_model, place / "chatty")
+    tokenizer: Any = AutoTokenizer.from_pretrained(saved_model)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(place / "chatty")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _place(made: Path, saved_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("KNNLM_STORE_MODEL", str(saved_model))
+
+
+def generate(*arguments: object, stdin: bytes = b"") -> Run:
+    return run("generate", "--store", STORE, "--max-new-tokens", 8, *arguments, stdin=stdin)
+
+
+def texts(done: Run) -> list[str]:
+    return [each["text"] for each in done.json()["generations"]]
+
+
+def plain(folder: Path, text: str, **options: Any) -> str:
+    """What transformers itself makes of the text as the beginning of a document."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    encoded = tokenizer(text, add_special_tokens=False).input_ids
+    ids = torch.tensor([[tokenizer.bos_token_id, *encoded]])
+    made = model.generate(ids, max_new_tokens=8, **{"do_sample": False} | options)
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def test_lambda_0_is_plain_transformers(saved_model: Path) -> None:
+    for options, same in (
+        ([], {}),
+        (["--num-beams", 3], {"num_beams": 3}),
+        (["--repetition-penalty", 1.3], {"repetition_penalty": 1.3}),
+    ):
+        expected = plain(saved_model, PROMPT, **same)
+        assert texts(generate(PROMPT, "--lmbda", 0, *options, "--json")) == [expected]
+    with_store = texts(generate(PROMPT, "--lmbda", 0.999, "--k", 1, "--json"))
+    assert with_store == [" shall d"]
+    assert with_store != [plain(saved_model, PROMPT)]
+
+
+def test_several_prompts_as_arguments_and_lines() -> None:
+    arguments = generate(PROMPT, "A consumer", "--json").json()
+    assert [each["prompt"] for each in arguments["generations"]] == [PROMPT, "A consumer"]
+    assert all(0 < each["tokens"] <= 8 for each in arguments["generations"])
+    assert arguments["settings"]["k"] == 1024
+    assert arguments["store"]["entries"] > 0
+    assert arguments["counters"]["mixed"] > 0
+    lines = generate("--json", stdin=f"{PROMPT}\n\nA consumer\n".encode())
+    assert texts(lines) == [each["text"] for each in arguments["generations"]]
+
+
+def test_text_goes_to_stdout_and_nothing_else() -> None:
+    (text,) = texts(generate(PROMPT, "--json"))
+    done = generate(PROMPT, PROMPT)
+    assert done.code == 0
+    assert done.out == f"{PROMPT}{text}\n" * 2
+    assert done.err.startswith("temperature ")
+    assert generate(PROMPT, "--temperature", 1).err == ""
+    (beams,) = texts(generate(PROMPT, "--num-beams", 2, "--json"))
+    assert generate(PROMPT, "--num-beams", 2).out == f"{PROMPT}{beams}\n"
+
+
+def test_sampling_is_reproducible_by_seed() -> None:
+    sample = ["--sample", "--sampling-temperature", 1.5, "--top-p", 0.95, "--json"]
+    seeds = [texts(generate(PROMPT, *sample, "--seed", seed)) for seed in (1, 1, 2, 3)]
+    assert seeds[0] == seeds[1]
+    assert seeds[0] != seeds[2] or seeds[0] != seeds[3]
+
+
+def test_chat_applies_the_template(made: Path) -> None:
+    chat = ["--model", made / "chatty", "--chat", "--lmbda", 0]
+    done = generate(PROMPT, *chat, "--json")
+    model: Any = AutoModelForCausalLM.from_pretrained(made / "chatty")
+    tokenizer: Any = AutoTokenizer.from_pretrained(made / "chatty")
+    whole = tokenizer(f"<user>{PROMPT}<assistant>", add_special_tokens=False).input_ids
+    out = model.generate(torch.tensor([whole]), max_new_tokens=8, do_sample=False)
+    expected = tokenizer.decode(out[0, len(whole) :], skip_special_tokens=True)
+    assert texts(done) == [expected]
+    assert generate(PROMPT, *chat).out == f"{PROMPT}\n{expected}\n"
+
+
+def test_chat_needs_a_template() -> None:
+    code, message, hint = generate(PROMPT, "--chat", "--temperature", 1).failure()
+    assert (code, hint) == (1, "Leave --chat out.")
+    assert message.endswith(" has no chat template.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--top-p", "0.5"], "--top-p needs --sample.", "Add --sample to --top-p."),
+        (["--seed", "5"], "--seed needs --sample.", "Add --sample to --seed."),
+        (
+            ["--sample", "--top-p", "2"],
+            "--top-p must lie above 0 and up to 1, not 2.0.",
+            "Try --top-p 0.9.",
+        ),
+        (
+            ["--sample", "--sampling-temperature", "0"],
+            "--sampling-temperature must be above 0, not 0.0.",
+            "1 has no effect.",
+        ),
+        (
+            ["--repetition-penalty", "-1"],
+            "--repetition-penalty must be above 0, not -1.0.",
+            "1 has no effect.",
+        ),
+    ],
+)
+def test_options_of_sampling(arguments: list[str], message: str, hint: str) -> None:
+    assert generate(PROMPT, *arguments).failure() == (2, message, hint)
+
+
+def test_more_than_the_model_can_read() -> None:
+    code, message, hint = generate("x" * 250, "--temperature", 1).failure()
+    assert code == 2
+    assert message.startswith("A prompt of 251 tokens and 8 new ones exceed the 256 that ")
+    assert hint == "Shorten the prompt, or lower --max-new-tokens."
+
+
+def test_no_prompt() -> None:
+    code, message, hint = generate(stdin=b"\n\n").failure()
+    assert (code, message) == (2, "There is no prompt.")
+    assert hint.startswith("Name one, as in: knnlm-store generate ")
+    code, message, hint = generate(stdin=b"abc\xff").failure()
+    assert (code, message) == (2, "Standard input is not UTF-8: byte 3 cannot be read.")
+    assert "iconv" in hint

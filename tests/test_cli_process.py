@@ -1,0 +1,152 @@
+"""What only a process of its own can show: imports, streams, signals, a closed pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli_support import COMMAND, Run, documents, finish, python, run, spawn, write_corpus
+
+STORE = "faiss:stores/law"
+HELP = """
+import json, sys
+from knnlm_store.cli.main import main
+heavy = {"numpy", "torch", "transformers", "faiss", "pyarrow", "datasets", "tenacity"}
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["knnlm-store", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, arguments
+    found = sorted(heavy & set(sys.modules))
+    assert not found, (arguments, found)
+"""
+COMMANDS = ("ingest", "eval", "generate", "info", "ls", "rm", "compact")
+MANY = {f"{i:02}.txt": f"Article {i} of the code says this. " * 12 for i in range(30)}
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, saved_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KNNLM_STORE_MODEL", str(saved_model))
+    monkeypatch.delenv("KNNLM_STORE_URL", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    each = ", ".join(f'["{command}", "--help"]' for command in COMMANDS)
+    told = python(HELP, f'[["--help"], ["--version"], {each}]')
+    assert told.code == 0, told.err
+    for command in COMMANDS:
+        assert f"Usage: knnlm-store {command} " in told.out
+    for panel in ("Datastore", "Model", "Mixing", "Reading documents", "Generation", "Datastores"):
+        assert f"─ {panel} ─" in told.out
+    assert "knnlm-store ingest --backend faiss --model MODEL corpus/" in told.out
+
+
+def test_every_option_is_explained() -> None:
+    for command in ("ingest", "eval", "generate"):
+        told = run(command, "--help").out
+        lines = [line.strip("│ *") for line in told.splitlines() if line.strip("│ *")[:2] == "--"]
+        assert len(lines) > 10
+        for line in lines:
+            option, _, rest = line.partition(">")
+            assert len(rest.strip("] ")) > 10, option
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------
+
+
+def slow_ingest(corpus: Path) -> subprocess.Popen[str]:
+    """Start an ingest that takes long, and wait until it writes entries."""
+    arguments = ("ingest", "--store", STORE, corpus, "--window", 16, "--json")
+    process = spawn(*arguments, start_new_session=True)
+    tokens = Path("stores/law/tokens.1")
+    wait_for(lambda: tokens.exists() and tokens.stat().st_size > 4000, process)
+    return process
+
+
+def wait_for(happens: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not happens():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def assert_completes(corpus: Path) -> None:
+    """The same command again ends with what an uninterrupted run would have given."""
+    done = run("ingest", "--store", STORE, corpus, "--batch-size", 64, "--json").json()
+    assert done["documents"]["failed"] == 0
+    assert done["store"]["entries"] == sum(map(len, MANY.values()))
+    kept = documents(STORE)
+    assert set(kept) == {f"law/{name}" for name in MANY}
+    assert all(d.version and not d.intent and not d.stale for d in kept.values())
+
+
+def test_ctrl_c_once_ends_cleanly(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "law", MANY)
+    process = slow_ingest(corpus)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert done.err.splitlines() == [
+        "Stopping after the documents in hand; Ctrl-C again to stop at once.",
+        "Interrupted. Run the same command to go on.",
+    ]
+    report = json.loads(done.out)  # alone there, whatever libraries write to the descriptor
+    assert report["interrupted"]
+    kept = documents(STORE)
+    assert 0 < len(kept) == report["documents"]["added"] < len(MANY)
+    assert all(d.version and not d.intent for d in kept.values())
+    assert run("info", STORE, "--json").json()["entries"] == sum(
+        d.version.tokens for d in kept.values() if d.version
+    )
+    assert_completes(corpus)
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "law", MANY)
+    process = slow_ingest(corpus)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Stopping after the documents in hand")
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert (done.out, done.err) == ("", "")
+    assert_completes(corpus)
+
+
+# -- a reader that leaves ------------------------------------------------------------------------
+
+
+def closed_early(*arguments: object) -> Run:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = spawn(*arguments, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=120)
+    return Run(process.returncode, "", err)
+
+
+def test_stdout_closed_early(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "law")
+    assert run("ingest", "--store", STORE, corpus).code == 0
+    told = closed_early("info", STORE)
+    assert (told.code, told.err) == (1, "")
+    told = closed_early("generate", "--store", STORE, "--temperature", 1, "The", "A")
+    assert (told.code, told.err) == (1, "")
+    command = " ".join(COMMAND)
+    head = subprocess.run(
+        f"{command} info {STORE} | head -1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert head.stdout == f"name:           {STORE.rpartition('/')[2]}\n"
+    assert head.stderr == ""
