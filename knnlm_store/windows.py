@@ -33,11 +33,6 @@ class Window(Generic[Owner]):
     inputs: Int64
     targets: Int64
 
-    @property
-    def last(self) -> int:
-        """How many of the inputs, counted from the end, are new."""
-        return self.end - self.new
-
 
 def windows(owner: Owner, start: int, tokens: Int64, size: int) -> Iterator[Window[Owner]]:
     """Cut a document, int64 `[n]`, into windows of at most `size` inputs, stride size // 2."""

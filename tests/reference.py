@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from torch import Tensor
 
 from knnlm_store.values import Entries
@@ -23,7 +22,8 @@ def dense_mixture(
     lmbda: float,
 ) -> NDArray[np.float64]:
     """log p over the vocabulary for one position, by brute force: logits `[v]`, query `[d]`."""
-    log_lm = logits.astype(np.float64) - logsumexp(logits.astype(np.float64))
+    wide = logits.astype(np.float64)
+    log_lm: NDArray[np.float64] = wide - np.logaddexp.reduce(wide)
     if lmbda == 0 or not len(entries):
         return log_lm
     distances = ((entries.keys.astype(np.float64) - query.astype(np.float64)) ** 2).sum(1)
@@ -35,7 +35,8 @@ def dense_mixture(
             p_knn[token] += weight
     p = lmbda * p_knn / p_knn.sum() + (1 - lmbda) * np.exp(log_lm)
     with np.errstate(divide="ignore"):
-        return np.log(p)
+        log_p: NDArray[np.float64] = np.log(p)
+    return log_p
 
 
 def reference_model(

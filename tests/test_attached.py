@@ -19,7 +19,9 @@ from knnlm_store.models import LanguageModel
 from tests.test_generation import MIXTURE, attached, ids
 from tests.tiny import tiny_model
 
-OTHER_TEXT = [Document("t", "2", "the creditor shall discover a thing; the creditor shall disclaim.", {}, 0)]
+OTHER_TEXT = [
+    Document("t", "2", "the creditor shall discover a thing; the creditor shall disclaim.", {}, 0)
+]
 
 
 @pytest.fixture

@@ -240,10 +240,8 @@ def test_other_key_points(tokenizer: Any, key: str) -> None:
     (entries,) = lm._store.backend.scan(with_keys=True)
     point = lm.language_model.point
     assert str(point) == key
-    if point.side == "output":
-        path = "model.layers.0.post_feedforward_layernorm"  # receives that output
-    else:
-        path = point.path
+    receiver = "model.layers.0.post_feedforward_layernorm"  # takes in the output of the mlp
+    path = receiver if point.side == "output" else point.path
     twin = reference_model(tiny_model("gemma2"), path, entries, 8, 2.0, 0.5)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     tokens = ids(tokenizer)

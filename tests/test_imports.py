@@ -100,7 +100,7 @@ def test_foundation_imports_nothing_above_it(module: str, may_import: set[str]) 
 
 def test_only_the_command_line_imports_the_command_line() -> None:
     def is_cli(name: str) -> bool:
-        return name.startswith("knnlm_store.cli")
+        return name.startswith(("knnlm_store.cli", "knnlm_store.__main__"))
 
     for name, imported in GRAPH.items():
         assert is_cli(name) or not any(map(is_cli, imported)), name

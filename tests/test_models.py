@@ -200,7 +200,6 @@ def test_the_window_of_a_model_without_a_limit(tokenizer: Any) -> None:
     assert LanguageModel.wrap(model, tokenizer).window == 1024
 
 
-@pytest.mark.xfail(reason="the probe sentence is cut to the window", strict=True)
 def test_the_window_is_no_part_of_the_identity(model: Any, tokenizer: Any) -> None:
     """A datastore may be used, and added to, with another window."""
     short = LanguageModel.wrap(model, tokenizer, window=16).manifest()

@@ -31,6 +31,7 @@ class Searcher:
         self._resident = _Resident()
         self._index: IvfIndex | None = None
         self._generation = 0
+        self._told = False
 
     def search(
         self, snapshot: Snapshot, queries: Float32, k: int, within: DocumentFilter | None
@@ -47,6 +48,13 @@ class Searcher:
         index = self.index(snapshot) if count > self._exact_rows else None
         if index is not None:
             return index.search(queries, k, passing, count)
+        if count > self._exact_rows and not self._told:
+            self._told = True
+            _log.warning(
+                "%s has no index yet, so that every search reads all keys from disk; "
+                "build one with: knnlm-store compact",
+                self._folder,
+            )
         rows = np.flatnonzero(passing)
         distances, places = exact.nearest(queries, snapshot.blocks(rows), k)
         return distances, np.where(places < 0, -1, rows[places])

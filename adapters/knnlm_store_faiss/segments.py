@@ -74,6 +74,12 @@ class Segments:
         inside: NDArray[np.bool_] = np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)
         return inside
 
+    def rows(self, chosen: NDArray[np.bool_]) -> Int64:
+        """Rows of the `chosen` segments (bool `[s]`), int64 `[n]`."""
+        starts, counts = self.starts[chosen], self.counts[chosen]
+        before = np.cumsum(counts) - counts
+        return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+
     def owners(self, rows: Int64) -> tuple[Int64, Int64]:
         """Documents and positions of live rows, any shape."""
         segment = np.searchsorted(self.starts, rows, side="right") - 1

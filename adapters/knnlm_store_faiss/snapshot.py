@@ -91,9 +91,12 @@ class Snapshot:
 
     def scan(self, documents: Int64 | None, *, with_keys: bool, size: int) -> Iterator[Entries]:
         """Yield the entries, of these documents only if given, at most `size` at once."""
-        within = None if documents is None else DocumentFilter.keeping(documents)
-        mask, _ = self.passing(within)
-        for start in range(0, len(mask), size):
-            rows = np.flatnonzero(mask[start : start + size]) + start
+        if documents is not None:
+            rows = self.segments.rows(np.isin(self.segments.documents, documents))
+            for start in range(0, len(rows), size):
+                yield self.entries(rows[start : start + size], with_keys=with_keys)
+            return
+        for start in range(0, len(self.live), size):
+            rows = np.flatnonzero(self.live[start : start + size]) + start
             if len(rows):
                 yield self.entries(rows, with_keys=with_keys)
