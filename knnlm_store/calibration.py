@@ -102,7 +102,8 @@ def _distances(store: Datastore, document: DocumentRecord, leave_out: bool) -> F
     for entries in islice(batches, 1):
         queries = entries.keys[:: max(1, len(entries) // _ENTRIES)][:_ENTRIES]
         within = DocumentFilter.leaving_out([version.number]) if leave_out else None
-        found = store.search(queries, _NEIGHBOUR, within=within)
+        # stored keys, not hidden states: past whatever transform the datastore has
+        found = store.backend.search(queries, _NEIGHBOUR, within=within)
         # a small datastore has fewer than ten: its farthest neighbour must do
         last = np.isfinite(found.distances).sum(axis=1) - 1
         rows = np.flatnonzero(last >= 0)

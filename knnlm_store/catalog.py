@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from knnlm_store.backend import VectorBackend
-from knnlm_store.errors import StoreCorrupt
+from knnlm_store.errors import StoreCorrupt, StoreError
 from knnlm_store.values import MAX_ID
 
 _PREFIX = "document/"
@@ -148,18 +148,33 @@ class Catalog:
         self._collect_ranges()
 
     def commit(self, documents: Iterable[DocumentRecord]) -> None:
-        """Make intents the documents' versions, then remove the entries of what they replace."""
+        """Make intents the documents' versions, then remove the entries of what they replace.
+
+        Raises StoreError, and commits nothing, if entries are missing that were written.
+        """
         changed = []
-        for document in documents:
-            if document.intent is None:
-                continue
+        pairs = [(d, d.intent) for d in documents if d.intent is not None]
+        self._require_entries([intent for _, intent in pairs])
+        for document, intent in pairs:
             old = (document.version.number,) if document.version else ()
-            version = replace(document.intent, at=time.time(), writer="")
+            version = replace(intent, at=time.time(), writer="")
             changed.append(
                 replace(document, version=version, intent=None, stale=document.stale + old)
             )
         self.put(changed)
         self._settle(changed)
+
+    def _require_entries(self, versions: list[Version]) -> None:
+        """Notice that another process took these intents for abandoned ones and undid them."""
+        if not versions:
+            return
+        found = self._backend.count([v.number for v in versions])
+        if found != (expected := sum(v.tokens for v in versions)):
+            raise StoreError(
+                f"Of {expected} entries that were written {expected - found} are gone: "
+                "another process removed them.",
+                hint="Run the same command again.",
+            )
 
     def recover(self) -> int:
         """Undo abandoned intents and finish removals; gives the number of documents mended."""

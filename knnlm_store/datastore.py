@@ -112,6 +112,7 @@ class Datastore:
             "index": backend.describe_index() if isinstance(backend, Indexed) else "exact",
             "model": manifest.model,
             "architecture": manifest.architecture,
+            "precision": manifest.precision,
             "key": manifest.key,
             "transform": manifest.transform,
             "window": manifest.window,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,13 +70,8 @@ class Evaluation:
         return self.scores.json() | {
             "documents": self.documents,
             "seconds": self.seconds,
-            "problems": [vars_of(p) for p in self.problems],
+            "problems": [asdict(p) for p in self.problems],
         }
-
-
-def vars_of(problem: Problem) -> dict[str, Any]:
-    """Give a problem as a JSON-able object."""
-    return {"where": problem.where, "what": problem.what, "failed": problem.failed}
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -25,24 +26,31 @@ RECORDS = ("manifest", "probe")
 
 # Relative distance between two models' keys of the probe sentence. Measured on SmolLM2-135M:
 # below 1e-5 between batch shapes, 0.001 for float16, 0.012 for bfloat16, 0.015 for int8 weights,
-# 0.34 for the crudest 4-bit rounding of all weights; unrelated models of one shape give 1 and more.
+# 0.34 for the crudest 4-bit rounding of all weights; 0.02, 0.1 and 0.3 to 0.4 for noise of 1, 3
+# and 10 % on all weights, which a fine-tune may resemble.
 SAME = 1e-3
-ALIKE = 0.5
+ALIKE = 0.05
+ALIKE_QUANTISED = 0.5
+
+FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Identity of a datastore, fixed at its creation.
 
-    model, architecture: name and class of the model. tokenizer: digest of its vocabulary and of
+    model, architecture: name and class of the model. shape: its type and sizes. precision: dtype
+    of its weights, or how they are quantised. tokenizer: digest of its vocabulary and of
     how it splits a probe sentence. key: the key point. transform: what maps hidden states to
-    stored keys. dimension: of the stored keys. document_start: id of the token put before each
+    stored keys. dimension: of the hidden states. document_start: id of the token put before each
     document. window: inputs of one forward pass at ingest. probe: float32 `[p, d]`, keys of the
     probe sentence before the transform.
     """
 
     model: str
     architecture: str
+    shape: Mapping[str, Any]
+    precision: str
     tokenizer: str
     key: str
     dimension: int
@@ -93,29 +101,39 @@ class Manifest:
 
         Logs a warning where the model is the same but its keys are rounded differently.
         """
-        for name in ("key", "tokenizer", "document_start", "transform"):
-            mine, theirs = getattr(self, name), getattr(other, name)
+        differing = [
+            (name, getattr(self, name), getattr(other, name))
+            for name in ("key", "tokenizer", "document_start")
+        ] + [(name, self.shape.get(name), value) for name, value in other.shape.items()]
+        for name, mine, theirs in differing:
             if mine != theirs:
                 raise StoreMismatch(
-                    f"{where} was written with {name} {mine!r}, not {theirs!r} "
-                    f"(by the model {self.model}).",
+                    f"{where} was written by the model {self.model} with {name} {mine!r}, "
+                    f"not {theirs!r}.",
                     field=name,
                     hint="Use that model and its settings, or ingest under another --name.",
                 )
+        self._require_near(other, where)
+
+    def _require_near(self, other: Manifest, where: str) -> None:
         distance = self.probe_distance(other)
-        if not distance <= ALIKE:  # nor NaN
+        quantised = not {self.precision, other.precision} <= set(FLOATS)
+        if not distance <= (ALIKE_QUANTISED if quantised else ALIKE):  # nor NaN
             raise StoreMismatch(
-                f"{where} was written by another model ({self.model}, {self.architecture}); "
-                f"keys of {other.model} lie elsewhere.",
+                f"{where} was written by another model ({self.model}, {self.precision}); keys of "
+                f"{other.model} ({other.precision}) lie elsewhere, {100 * distance:.0f}% away.",
                 field="model",
                 hint="Use that model, or ingest under another --name.",
             )
         if distance > SAME:
             _log.warning(
-                "Keys of %s differ by %.1f%% from those in %s: another dtype or quantisation?",
+                "Keys of %s (%s) differ by %.1f%% from those in %s (%s); "
+                "the same dtype would find its neighbours better.",
                 other.model,
+                other.precision,
                 100 * distance,
                 where,
+                self.precision,
             )
 
     def probe_distance(self, other: Manifest) -> float:

@@ -67,7 +67,8 @@ class LanguageModel:
     def name(self) -> str:
         """What the model was loaded as."""
         path = str(getattr(self.model, "name_or_path", "") or "")
-        return Path(path).name if Path(path).exists() else path or type(self.model).__name__
+        known = Path(path).name if path and Path(path).exists() else path
+        return known or type(self.model).__name__
 
     @property
     def limit(self) -> int | None:
@@ -107,6 +108,8 @@ class LanguageModel:
         return Manifest(
             model=self.name,
             architecture=type(self.model).__name__,
+            shape=_shape(self.model),
+            precision=_precision(self.model),
             tokenizer=_tokenizer_digest(self.tokenizer, self.encode(_PROBE)),
             key=str(self.point),
             dimension=probe.shape[1],
@@ -121,6 +124,21 @@ class LanguageModel:
         ids = np.concatenate([[self.document_start], self.encode(_PROBE)])[None, : self.limit]
         batch: Batch[None] = Batch([], ids, np.ones_like(ids))
         return to_numpy(self.keys(batch)[0, -4:])
+
+
+def _shape(model: Any) -> dict[str, Any]:
+    """Type and sizes of a model: what every version of transformers calls by one name."""
+    config = model.config.get_text_config()
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return {name: getattr(config, name, None) for name in names}
+
+
+def _precision(model: Any) -> str:
+    quantised = getattr(model.config, "quantization_config", None)
+    if quantised is None:
+        return str(model.dtype).removeprefix("torch.")
+    method = getattr(quantised, "quant_method", None) or "quantised"
+    return str(getattr(method, "value", method))
 
 
 def to_numpy(hidden: Tensor) -> Float32:

@@ -19,7 +19,7 @@ import pytest
 from knnlm_store import catalog
 from knnlm_store.catalog import LEASE, Catalog, DocumentRecord, Version, scan
 from knnlm_store.corpus import Document
-from knnlm_store.errors import StoreCorrupt
+from knnlm_store.errors import StoreCorrupt, StoreError
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel
@@ -285,6 +285,20 @@ def test_commit_and_settle() -> None:
     assert [d.version.number for d in Catalog(backend) if d.version] == [200, 300, 400]
     assert all(d.intent is None and d.stale == () for d in scan(backend))
     assert len(known) == 3
+
+
+def test_commit_notices_that_its_entries_are_gone() -> None:
+    """Another machine took the intents for abandoned ones and removed what was written."""
+    backend = interrupted("")
+    known = Catalog(backend)
+    before = [d.encode() for d in scan(backend)]
+    gone = next(d for d in known if d.intent)
+    assert gone.intent is not None
+    backend.delete([gone.intent.number])
+    with pytest.raises(StoreError, match="another process removed them") as caught:
+        known.commit(list(known))
+    assert caught.value.hint == "Run the same command again."
+    assert [d.encode() for d in scan(backend)] == before
 
 
 def test_removed_documents_give_their_ids_back() -> None:

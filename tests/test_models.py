@@ -208,7 +208,6 @@ def test_the_window_is_no_part_of_the_identity(model: Any, tokenizer: Any) -> No
     )
 
 
-@pytest.mark.xfail(reason="an empty path counts as the current folder", strict=True)
 def test_a_model_made_in_code_is_named_by_its_class(language_model: LanguageModel) -> None:
     assert language_model.name == "LlamaForCausalLM"
 
