@@ -19,6 +19,9 @@ from knnlm_store_faiss.snapshot import BLOCK_VALUES, Snapshot
 _log = logging.getLogger(__name__)
 
 _SAMPLE_SEED = 20
+_LARGE_BATCH = 64  # queries
+_MAX_RESIDENT = 2**30  # bytes of float32 keys that a large batch may keep in memory
+_PRODUCT_SPEED = 10
 
 
 class Searcher:
@@ -42,10 +45,10 @@ class Searcher:
             blank = np.empty((len(queries), 0))
             return blank.astype(np.float32), blank.astype(np.int64)
         if snapshot.live_count <= self._exact_rows:
-            if not self._resident.outlives(snapshot):
-                self._resident = _Resident()
-            return self._resident.search(snapshot, queries, k, passing)
+            return self._in_memory(snapshot, queries, k, passing)
         index = self.index(snapshot) if count > self._exact_rows else None
+        if index is not None and self._product_is_cheaper(index, snapshot, len(queries), k):
+            return self._in_memory(snapshot, queries, k, passing)
         if index is not None:
             return index.search(queries, k, passing, count)
         if count > self._exact_rows and not self._told:
@@ -58,6 +61,25 @@ class Searcher:
         rows = np.flatnonzero(passing)
         distances, places = exact.nearest(queries, snapshot.blocks(rows), k)
         return distances, np.where(places < 0, -1, rows[places])
+
+    def _in_memory(
+        self, snapshot: Snapshot, queries: Float32, k: int, passing: Bool
+    ) -> tuple[Float32, Int64]:
+        if not self._resident.outlives(snapshot):
+            self._resident = _Resident()
+        return self._resident.search(snapshot, queries, k, passing)
+
+    @staticmethod
+    def _product_is_cheaper(index: IvfIndex, snapshot: Snapshot, queries: int, k: int) -> bool:
+        """Whether one matrix product over all keys beats reading lists, query by query.
+
+        It is exact besides. Measured at 576 dimensions on two cores: a product passes over ten
+        keys in the time that a list is read for one.
+        """
+        size = 4 * snapshot.live_count * snapshot.state.spec.dimension
+        if queries < _LARGE_BATCH or size > _MAX_RESIDENT:
+            return False
+        return index.share_read(k, snapshot.live_count) > 1 / _PRODUCT_SPEED
 
     def index(self, snapshot: Snapshot) -> IvfIndex | None:
         """The index over all rows of `snapshot`; None while none was built."""
