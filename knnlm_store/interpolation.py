@@ -87,8 +87,17 @@ class Mixture:
 def neighbour_log_weights(distances: Float32, temperature: float) -> Float64:
     """Log of each neighbour's share of p_kNN, float64 `[q, k]`; padding and empty rows -inf."""
     s = -distances.astype(np.float64) / temperature
-    log_z = np.logaddexp.reduce(s, axis=1, keepdims=True)
+    log_z = _logsumexp(s)[:, None]
     return s - np.where(np.isneginf(log_z), 0.0, log_z)
+
+
+def _logsumexp(values: Float64) -> Float64:
+    """Log of the sum of exp over each row, `[q, k]` to `[q]`; -inf for a row of -inf."""
+    top = values.max(axis=1, initial=-np.inf)
+    safe = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        total: Float64 = safe + np.log(np.exp(values - safe[:, None]).sum(axis=1))
+    return total
 
 
 def token_log_probs(distances: Float32, tokens: Int64, temperature: float) -> Float64:
@@ -116,8 +125,7 @@ def target_log_probs(
     """Log p_kNN of one token a row: targets int64 `[q]` to float64 `[q]`; -inf if no neighbour."""
     weights = neighbour_log_weights(distances, temperature)
     hits = np.where(tokens == targets[:, None], weights, -np.inf)
-    log_probs: Float64 = np.logaddexp.reduce(hits, axis=1)
-    return log_probs
+    return _logsumexp(hits)
 
 
 def mix(log_knn: Float64, log_lm: Float64, lmbda: Float64) -> Float64:

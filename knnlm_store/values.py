@@ -178,7 +178,7 @@ class Neighbours:
         distances = np.maximum(self.distances.astype(np.float32, copy=False), 0)
         if (distances[:, 1:] >= distances[:, :-1]).all():
             return replace(self, distances=distances)
-        order = np.argsort(distances, axis=1, kind="stable")
+        order = np.argsort(distances, axis=1)
         rows = np.arange(len(order))[:, None]
         return replace(self, distances=distances)._each(lambda array: array[rows, order])
 
