@@ -140,8 +140,8 @@ def test_other_settings_than_the_datastores() -> None:
         (
             ["--key-module", "lm_head_input"],
             1,
-            f"{STORE} was written with key 'last_ffn_input', not 'lm_head_input' "
-            "(by the model {model}).",
+            f"{STORE} was written by the model {{model}} with key 'last_ffn_input', "
+            "not 'lm_head_input'.",
             "Use that model and its settings, or ingest under another --name.",
         ),
     ]
