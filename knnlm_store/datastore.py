@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -11,6 +12,8 @@ from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
 from knnlm_store.manifest import RECORDS, Manifest
 from knnlm_store.values import DocumentFilter, Float32, Freshness, Location, Neighbours, Spec
 
+_log = logging.getLogger(__name__)
+
 
 class Datastore:
     """A handle on one datastore: the manifest is frozen at opening, entries are live."""
@@ -19,6 +22,7 @@ class Datastore:
         self.location = location
         self.backend = backend
         self.manifest = manifest
+        self._warned = False
 
     @classmethod
     def open(cls, uri: str | Location) -> Datastore:
@@ -77,8 +81,14 @@ class Datastore:
             )
 
     def require(self, manifest: Manifest) -> None:
-        """Raise StoreMismatch unless the model that `manifest` describes may use this."""
-        self.manifest.require_same(manifest, str(self.location))
+        """Raise StoreMismatch unless the model that `manifest` describes may use this.
+
+        Logs, once, where its keys are rounded differently.
+        """
+        warning = self.manifest.require_same(manifest, str(self.location))
+        if warning and not self._warned:
+            self._warned = True
+            _log.warning(warning)
 
     def search(
         self,

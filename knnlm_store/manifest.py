@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -18,8 +17,6 @@ import numpy as np
 
 from knnlm_store.errors import StoreCorrupt, StoreMismatch
 from knnlm_store.values import Float32
-
-_log = logging.getLogger(__name__)
 
 FORMAT = 1
 RECORDS = ("manifest", "probe")
@@ -96,10 +93,10 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"The manifest of {where} is incomplete.") from error
 
-    def require_same(self, other: Manifest, where: str) -> None:
+    def require_same(self, other: Manifest, where: str) -> str | None:
         """Raise StoreMismatch, naming the field, unless `other`'s model may use this datastore.
 
-        Logs a warning where the model is the same but its keys are rounded differently.
+        Gives a warning where the model is the same but its keys are rounded differently.
         """
         differing = [
             (name, getattr(self, name), getattr(other, name))
@@ -113,9 +110,9 @@ class Manifest:
                     field=name,
                     hint="Use that model and its settings, or ingest under another --name.",
                 )
-        self._require_near(other, where)
+        return self._require_near(other, where)
 
-    def _require_near(self, other: Manifest, where: str) -> None:
+    def _require_near(self, other: Manifest, where: str) -> str | None:
         distance = self.probe_distance(other)
         quantised = not {self.precision, other.precision} <= set(FLOATS)
         if not distance <= (ALIKE_QUANTISED if quantised else ALIKE):  # nor NaN
@@ -125,16 +122,12 @@ class Manifest:
                 field="model",
                 hint="Use that model, or ingest under another --name.",
             )
-        if distance > SAME:
-            _log.warning(
-                "Keys of %s (%s) differ by %.1f%% from those in %s (%s); "
-                "the same dtype would find its neighbours better.",
-                other.model,
-                other.precision,
-                100 * distance,
-                where,
-                self.precision,
-            )
+        if distance <= SAME:
+            return None
+        return (
+            f"Keys of {other.model} ({other.precision}) differ by {100 * distance:.1f}% from those "
+            f"in {where} ({self.precision}); the same dtype would find its neighbours better."
+        )
 
     def probe_distance(self, other: Manifest) -> float:
         """Distance of the probe's keys relative to their length; inf for other shapes."""

@@ -154,3 +154,13 @@ def test_the_window_does_not_change_the_fingerprint(tokenizer: Any) -> None:
     short = LanguageModel.wrap(model, tokenizer, window=16).manifest()
     long = LanguageModel.wrap(model, tokenizer, window=128).manifest()
     assert short.probe_distance(long) == 0
+
+
+def test_a_rounded_model_is_told_of_once(
+    tokenizer: Any, lm: KnnLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = lm._store
+    assert store is not None
+    half = KnnLM.attach(tiny_model("llama").to(torch.bfloat16), tokenizer)
+    half.use(store, MIXTURE).use(store, MIXTURE)
+    assert caplog.text.count("find its neighbours better") == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from knnlm_store.cli import output
 from tests.cli_support import TEXTS, contents, run, write_corpus
 
 STORE = "faiss:stores/law"
@@ -50,8 +52,23 @@ def test_report() -> None:
     }
     assert settings["temperature"] > 0
     assert done.err.splitlines() == [
-        f"temperature {settings['temperature']:g}, taken from the datastore; not calibrated"
+        f"temperature {settings['temperature']:g}: derived from the datastore's distances, "
+        "not fitted"
     ]
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
+    lines = run("eval", "--store", STORE, "law", "--temperature", 1).err.splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"eval: [\d,]+ tokens, [\d,]+/s, \d+ s left", line), line
+
+
+def test_no_temperature_is_told_where_none_applies() -> None:
+    assert run("eval", "--store", STORE, "law", "--lambda", 0).err == ""
 
 
 def test_settings_are_used() -> None:

@@ -121,7 +121,7 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.code == 130
-    assert (done.out, done.err) == ("", "")
+    assert (done.out, done.err) == ("", "Stopped. Run the same command to go on.\n")
     assert_completes(corpus)
 
 

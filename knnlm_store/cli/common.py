@@ -5,6 +5,7 @@ Cheap checks come first: a wrong argument is told before torch is imported.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -98,6 +99,8 @@ def load_model(name: str, **options: Any) -> LanguageModel:
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        # it tells of every retry; what is wrong in the end is told by us
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
         return models.load(name, **options)
 
 
@@ -129,9 +132,11 @@ class Opened:
 
     def announce(self) -> None:
         """Say what was chosen for the user."""
-        if self.temperature_from_data:
+        from knnlm_store.interpolation import Fixed
+
+        if self.temperature_from_data and self.mixture.policy != Fixed(0.0):
             chosen = f"{self.mixture.temperature:g}"
-            say(f"temperature {chosen}, taken from the datastore; not calibrated")
+            say(f"temperature {chosen}: derived from the datastore's distances, not fitted")
 
     def settings(self) -> dict[str, Any]:
         """Give the mixture's settings as a JSON-able object."""

@@ -102,10 +102,11 @@ def generate(
         ids = [_prompt_ids(language_model, text, asked) for text in texts]
         lm = KnnLM(language_model).use(opened.store, opened.mixture)
         _seed(seed)
-        results = [
-            _continue(lm, text, tokens, asked, quiet=json)
-            for text, tokens in zip(texts, ids, strict=True)
-        ]
+        results: list[dict[str, Any]] = []
+        for text, tokens in zip(texts, ids, strict=True):
+            if results and not json:
+                typer.echo()
+            results.append(_continue(lm, text, tokens, asked, quiet=json))
         report = {
             "generations": results,
             "store": opened.describe(),

@@ -271,6 +271,7 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             # Waits for no write or retry that is under way: a run may be killed at any instant.
             output.restore_terminal()
+            output.say("Stopped. Run the same command to go on.")
             os._exit(130)
         asked = True
         output.say("Stopping after the documents in hand; Ctrl-C again to stop at once.")

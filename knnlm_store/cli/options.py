@@ -24,7 +24,8 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         help="Folders, files (.txt .md .jsonl .jsonl.gz .parquet), quoted patterns, "
-        "- for standard input, or hf:NAME:SPLIT for a dataset of the Hugging Face hub.",
+        "- for standard input (one document named stdin), or hf:NAME:SPLIT for a dataset of the "
+        "Hugging Face hub.",
         show_default=False,
     ),
 ]
@@ -105,7 +106,9 @@ Lmbda = Annotated[
     float | None,
     option(
         MIXING,
-        "Weight of the datastore (lambda), from 0, the plain model, to 1.",
+        "Weight of the datastore, from 0, the plain model, to 1.",
+        "--lmbda",
+        "--lambda",
         show_default="0.25",
     ),
 ]

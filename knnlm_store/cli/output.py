@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from knnlm_store.corpus import Problem
 
 
+LINE_SECONDS = 20.0
+"""Time between lines of progress where there is no terminal to draw a bar on."""
+
+
 def say(text: str) -> None:
     """Write a line to stderr."""
     typer.echo(text, err=True)
@@ -88,21 +92,28 @@ def status(text: str) -> AbstractContextManager[Any]:
 
 
 class Progress:
-    """The progress of long work, on stderr if that is a terminal."""
+    """The progress of long work, on stderr: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, what: str, total_bytes: int | None, bar: Any) -> None:
+        self._what, self._total, self._bar = what, total_bytes, bar
+        self._task = bar.add_task(what, total=total_bytes, told="")
+        self._next_line = LINE_SECONDS
 
     def show(self, bytes_read: int, tokens: int, seconds: float) -> None:
-        """Show how far the work has come."""
+        """Show how far the work has come, how fast, and how long the rest will take."""
         told = f"{count(tokens)} tokens, {count(tokens / max(seconds, 1e-9))}/s"
+        if self._total and bytes_read:
+            told += f", {duration(seconds * (self._total - bytes_read) / bytes_read)} left"
         self._bar.update(self._task, completed=bytes_read, told=told)
+        if self._bar.disable and seconds >= self._next_line:
+            self._next_line = seconds + LINE_SECONDS
+            say(f"{self._what}: {told}")
 
 
 @contextmanager
 def progress(what: str, total_bytes: int | None) -> Iterator[Progress]:
     """Give the progress display of long work; it leaves nothing behind."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
     err = console()
@@ -110,10 +121,16 @@ def progress(what: str, total_bytes: int | None) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(),
     )
     with Bar(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        yield Progress(bar, bar.add_task(what, total=total_bytes, told=""))
+        yield Progress(what, total_bytes, bar)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people, roughly."""
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def count(n: float) -> str:
