@@ -237,7 +237,7 @@ def test_arguments_that_cannot_be_right(
         (command("eval", "--lmbda", "half"), "Invalid value for '--lmbda'"),
         (command("ingest", "--window", "1"), "Invalid value for '--window'"),
         (command("ingest", "--limit", "0"), "Invalid value for '--limit'"),
-        (command("eval", "--lambda", "0"), "No such option: --lambda"),
+        (command("eval", "--gamma", "0"), "No such option: --gamma"),
         (("eval", "--store", STORE), "Missing argument"),
         (("rename", STORE), "No such command 'rename'"),
     ],
