@@ -20,7 +20,7 @@ from knnlm_store.interpolation import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.windows import Batch, batches, windows
 
-TOKENS = 12_000
+TOKENS, KS = 10_000, (64, 1024)
 
 
 def bare(model: LanguageModel, texts: list[Document], run: Any) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         add("bare_core", timed(bare, model, part, model.model.base_model))
         add("ingest", timed(ingest, part, model, store))
         add("bare_with_logits", timed(bare, model, part, model.model))
-        for k in (64, 1024):
+        for k in KS:
             mixture = Mixture(k, 1.5, Fixed(0.25))
             add(f"evaluation_k{k}", timed(evaluate, part, model, large, mixture))
     shutil.rmtree(scratch)
@@ -71,8 +71,7 @@ def main() -> None:
             "tokens_per_second": {name: tokens / spent for name, spent in seconds.items()},
             "ingest_over_bare_core": seconds["bare_core"] / seconds["ingest"],
             "evaluation_over_bare": {
-                f"k{k}": seconds["bare_with_logits"] / seconds[f"evaluation_k{k}"]
-                for k in (64, 1024)
+                f"k{k}": seconds["bare_with_logits"] / seconds[f"evaluation_k{k}"] for k in KS
             },
         },
     )
