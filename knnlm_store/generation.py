@@ -79,10 +79,15 @@ class KnnLM:
         mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. Raises
         StoreMismatch if another model wrote the datastore; what was in use then stays in use.
         """
-        if isinstance(store, str):
-            store = Datastore.open(store)
-        store.require(self.language_model.manifest())
-        self._store, self._mixture = store, mixture or default_mixture(store)
+        opened = Datastore.open(store) if isinstance(store, str) else store
+        try:
+            opened.require(self.language_model.manifest())
+            mixture = mixture or default_mixture(opened)
+        except BaseException:
+            if opened is not store:
+                opened.close()
+            raise
+        self._store, self._mixture = opened, mixture
         return self.on()
 
     def on(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,30 @@ def test_the_window_does_not_change_the_fingerprint(tokenizer: Any) -> None:
     short = LanguageModel.wrap(model, tokenizer, window=16).manifest()
     long = LanguageModel.wrap(model, tokenizer, window=128).manifest()
     assert short.probe_distance(long) == 0
+
+
+def test_a_refused_uri_is_closed_again(
+    lm: KnnLM, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `use` opened itself it closes; a datastore that it was given stays the caller's."""
+    other = LanguageModel.wrap(tiny_model("llama", seed=9), tokenizer, window=64)
+    uri = f"faiss:{tmp_path}/other"
+    Datastore.open_or_create(uri, other.manifest()).close()
+    closed: list[str] = []
+    close = Datastore.close
+
+    def noting(self: Datastore) -> None:
+        closed.append(str(self.location))
+        close(self)
+
+    monkeypatch.setattr(Datastore, "close", noting)
+    with pytest.raises(StoreMismatch):
+        lm.use(uri)
+    assert closed == [uri]
+    with Datastore.open(uri) as given:
+        with pytest.raises(StoreMismatch):
+            lm.use(given)
+        assert closed == [uri]
 
 
 def test_a_rounded_model_is_told_of_once(
