@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# `make test` runs without an activated environment: the command lies beside the interpreter
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def block(language: str) -> str:
@@ -34,7 +39,7 @@ def test_the_commands(place: Path, saved_model: Path) -> None:
     """Every command of the first block, in order, with a tiny model in place of the hub's."""
     commands = [line.split("#")[0] for line in block("sh").splitlines() if line.startswith("knnlm")]
     assert len(commands) == 6
-    environment = {**os.environ, "KNNLM_STORE_MODEL": str(saved_model)}
+    environment = {**os.environ, "PATH": PATH, "KNNLM_STORE_MODEL": str(saved_model)}
     for command in commands:
         done = subprocess.run(
             command,
@@ -53,9 +58,10 @@ def test_the_commands(place: Path, saved_model: Path) -> None:
 def test_the_python_lines(
     place: Path, saved_model: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = f"knnlm-store ingest --store faiss:stores/law --model {saved_model} corpus/"
-    subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True)
+    monkeypatch.setenv("PATH", PATH)
     monkeypatch.chdir(place)
+    command = f"knnlm-store ingest --store faiss:stores/law --model {saved_model} corpus/"
+    subprocess.run(command, shell=True, check=True, capture_output=True)
     torch.manual_seed(0)
     names: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
     exec(compile(block("python"), "README.md", "exec"), names)
