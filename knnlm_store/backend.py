@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from knnlm_store.abilities import Aliased, Compactable, Indexed
 from knnlm_store.errors import InvalidEntries, StoreNotFound, UsageError
 from knnlm_store.values import (
     DocumentFilter,
@@ -23,10 +24,12 @@ from knnlm_store.values import (
     Location,
     Neighbours,
     Spec,
+    check_dimension,
     check_vectors,
 )
 
 __all__ = [
+    "Aliased",
     "Compactable",
     "DocumentFilter",
     "Entries",
@@ -51,8 +54,12 @@ class VectorBackend(ABC):
     StoreNotFound. Threads may share an object.
     """
 
-    storages: ClassVar[tuple[str, ...]] = ("float32",)
-    """Ways this backend can keep keys, the default first."""
+    storages: tuple[str, ...] = ("float32",)
+    """Ways this backend can keep keys, the default first; an object may offer fewer."""
+    options: ClassVar[Mapping[str, str]] = {}
+    """Settings that `create` takes in Spec.options: name to what it is for, in a few words."""
+    remote: ClassVar[bool] = False
+    """Whether calls leave this process: decoding then holds them to a deadline."""
     default_root: ClassVar[str] = ""
     """Where the short form `--backend NAME` looks: a root as in Location; "" if it must be said."""
     staleness_bound: ClassVar[float] = 0.0
@@ -77,12 +84,16 @@ class VectorBackend(ABC):
     def create(self, spec: Spec, records: Mapping[str, bytes]) -> None:
         """Make the empty datastore and its first records; of two first writers one succeeds.
 
-        Raises StoreExists if the name is taken, UsageError if `spec.storage` is not offered.
+        The other gets StoreExists, but only once the datastore is whole. Raises StoreExists also
+        if the name is taken by something else, UsageError if `check_spec` does.
         """
 
     @abstractmethod
     def spec(self) -> Spec:
-        """What the datastore was created as. Raises StoreNotFound, StoreCorrupt."""
+        """What the datastore was created as. Raises StoreNotFound, StoreCorrupt.
+
+        Called before most other calls: an adapter to whom it costs a round trip remembers it.
+        """
 
     @abstractmethod
     def drop(self) -> None:
@@ -96,16 +107,28 @@ class VectorBackend(ABC):
             return False
         return True
 
+    def check_spec(self, spec: Spec) -> None:
+        """Raise UsageError unless a datastore can be created as `spec`; for `create`."""
+        check_dimension(spec.dimension)
+        if spec.storage not in self.storages:
+            raise UsageError(
+                f"This backend keeps keys as {', '.join(self.storages)}, not {spec.storage}."
+            )
+        for name in spec.options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise UsageError(f"This backend has no option {name!r}.", hint=f"It has: {known}.")
+
     # -- entries -------------------------------------------------------------------------------
 
     def upsert(self, entries: Entries) -> None:
         """Write entries; one whose id exists is replaced. Idempotent. Visible after `flush`.
 
-        Raises InvalidEntries, with nothing written, for a wrong dimension, NaN, inf or
-        overflowing keys, a token outside uint32, a negative document or position, or an id that
+        Raises InvalidEntries, with nothing written, for a wrong dimension, NaN, inf or keys that
+        overflow the storage, a token outside uint32, a negative document or position, or an id that
         stands twice.
         """
-        entries.check(self.spec().dimension)
+        entries.check(self.spec())
         if len(entries):
             self._upsert(entries)
 
@@ -212,7 +235,7 @@ class VectorBackend(ABC):
 
     @abstractmethod
     def scan_records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Yield (name, value) of the records whose name starts with `prefix`, by name."""
+        """Yield (name, value) of the records whose name starts with `prefix`, in any order."""
 
     # -- housekeeping --------------------------------------------------------------------------
 
@@ -221,32 +244,13 @@ class VectorBackend(ABC):
         """Estimate what an entry will take on disk, for `ingest --dry-run`."""
         return spec.dimension * {"float16": 2, "int8": 1}.get(spec.storage, 4) + 24
 
+    def versions(self) -> dict[str, str]:
+        """Name the client library and the server, with their versions, for `doctor`."""
+        return {}
+
     def size(self) -> int | None:
         """Count the bytes the datastore takes on disk (or in memory); None if it cannot tell."""
         return None
 
     def close(self) -> None:  # noqa: B027  nothing to release is a fine answer
         """Release connections and files; the object is not used afterwards."""
-
-
-class Indexed(ABC):
-    """Ability of a backend that searches through an index which must be built at some size."""
-
-    @abstractmethod
-    def build_index(self) -> str | None:
-        """Build the index if the size asks for it and save it; says in a sentence what was done.
-
-        None if nothing was. Searches are right before, during and after.
-        """
-
-    @abstractmethod
-    def describe_index(self) -> str:
-        """Say in a few words how searches are answered, for example `exact` or `IVF512`."""
-
-
-class Compactable(ABC):
-    """Ability of a backend in which deleted entries take space until it is compacted."""
-
-    @abstractmethod
-    def compact(self) -> None:
-        """Drop what was deleted from disk, and rebuild the index if there is one."""

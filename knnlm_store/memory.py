@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 
 from knnlm_store import exact
 from knnlm_store.backend import VectorBackend
-from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
+from knnlm_store.errors import StoreExists, StoreNotFound
 from knnlm_store.values import (
     DocumentFilter,
     Entries,
@@ -20,14 +20,11 @@ from knnlm_store.values import (
     Location,
     Neighbours,
     Spec,
-    check_dimension,
 )
 
 
 class MemoryBackend(VectorBackend):
     """A datastore that lives and dies with the object; `memory:` always gives a new one."""
-
-    storages: ClassVar[tuple[str, ...]] = ("float32",)
 
     def __init__(self, location: Location) -> None:
         self._location = location
@@ -49,9 +46,7 @@ class MemoryBackend(VectorBackend):
 
     def create(self, spec: Spec, records: Mapping[str, bytes]) -> None:
         """Make the datastore."""
-        check_dimension(spec.dimension)
-        if spec.storage not in self.storages:
-            raise UsageError(f"memory keeps keys as float32, not {spec.storage}.")
+        self.check_spec(spec)
         with self._lock:
             if self._spec is not None:
                 raise StoreExists(f"The datastore {self._location} exists already.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ Int64: TypeAlias = NDArray[np.int64]
 MAX_TOKEN = 2**32 - 1
 MAX_ID = 2**63 - 1
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class Freshness(enum.Enum):
@@ -49,10 +50,15 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a datastore is created as: `dimension` of its keys, and how they are kept."""
+    """What a datastore is created as: `dimension` of its keys, and how they are kept.
+
+    options: the vendor's own settings, such as a number of shards, as text; used once, by
+    `create`, and not read back.
+    """
 
     dimension: int
     storage: str = "float32"
+    options: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +124,9 @@ class Entries:
             np.concatenate([b.positions for b in batches]),
         )
 
-    def check(self, dimension: int) -> None:
-        """Raise InvalidEntries unless these may be written to keys of `dimension`."""
-        n = len(self.tokens)
+    def check(self, spec: Spec) -> None:
+        """Raise InvalidEntries unless a datastore of this spec may hold these."""
+        n, dimension = len(self.tokens), spec.dimension
         if self.keys.dtype != np.float32:
             raise InvalidEntries(f"Keys are {self.keys.dtype}; the contract takes float32.")
         if self.keys.shape != (n, dimension):
@@ -136,6 +142,11 @@ class Entries:
         if n and (int(self.tokens.min()) < 0 or int(self.tokens.max()) > MAX_TOKEN):
             raise InvalidEntries("Token ids must lie in 0..2**32-1.")
         check_vectors(self.keys, "Keys")
+        if spec.storage == "float16" and np.abs(self.keys).max(initial=0) > _LARGEST_HALF:
+            raise InvalidEntries(
+                "Keys exceed 65504, the largest float16.",
+                hint="Make a datastore with storage float32 or int8.",
+            )
         if n and int(self.ids.min()) < 0:
             raise InvalidEntries("An entry id exceeds 2**63-1.")
         if len(np.unique(self.ids)) != n:

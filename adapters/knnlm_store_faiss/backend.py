@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from knnlm_store.backend import Compactable, Indexed, VectorBackend
-from knnlm_store.errors import StoreCorrupt, UsageError
+from knnlm_store.errors import StoreCorrupt
 from knnlm_store.values import (
     DocumentFilter,
     Entries,
@@ -22,7 +22,6 @@ from knnlm_store.values import (
     Location,
     Neighbours,
     Spec,
-    check_dimension,
 )
 from knnlm_store_faiss import compaction, folder, indexcache
 from knnlm_store_faiss.datafiles import STORAGES, TOKEN, Codec, DataFile
@@ -45,7 +44,7 @@ class FaissBackend(VectorBackend, Indexed, Compactable):
     may search, and write in turn; each search sees all commits before it.
     """
 
-    storages: ClassVar[tuple[str, ...]] = STORAGES
+    storages = STORAGES
     default_root: ClassVar[str] = "stores"
     exact_rows: ClassVar[int] = 65536
     """Up to this many entries a search compares every key."""
@@ -74,9 +73,7 @@ class FaissBackend(VectorBackend, Indexed, Compactable):
 
     def create(self, spec: Spec, records: Mapping[str, bytes]) -> None:
         """Make the datastore in an absent or empty folder."""
-        check_dimension(spec.dimension)
-        if spec.storage not in self.storages:
-            raise UsageError(f"faiss keeps keys as {', '.join(self.storages)}, not {spec.storage}.")
+        self.check_spec(spec)
         with mapped(self._folder):
             folder.create(self._folder, spec, records)
 

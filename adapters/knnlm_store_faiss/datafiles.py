@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knnlm_store.errors import InvalidEntries
 from knnlm_store.values import Float32, Spec
 from knnlm_store_faiss.failures import corrupt
 
@@ -42,20 +41,14 @@ class Codec:
         return np.dtype([("values", "<f2" if self.spec.storage == "float16" else "<f4", width)])
 
     def encode(self, keys: Float32) -> NDArray[Any]:
-        """Turn keys float32 `[n, d]` into rows `[n]`; raises InvalidEntries if they do not fit."""
+        """Turn keys float32 `[n, d]` into rows `[n]`."""
         rows = np.empty(len(keys), self.dtype)
         if self.spec.storage == "int8":
             scale = np.abs(keys).max(axis=1) / np.float32(127)
             rows["scale"] = scale
             rows["values"] = np.rint(keys / np.where(scale > 0, scale, 1)[:, None])
             return rows
-        with np.errstate(over="ignore"):
-            rows["values"] = keys
-        if not np.isfinite(rows["values"]).all():
-            raise InvalidEntries(
-                "Keys exceed 65504, the largest float16.",
-                hint="Create the datastore with storage int8 or float32.",
-            )
+        rows["values"] = keys
         return rows
 
     def decode(self, rows: NDArray[Any]) -> Float32:

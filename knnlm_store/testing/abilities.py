@@ -1,13 +1,16 @@
-"""What some backends can do besides: build an index, compact."""
+"""What some backends can do besides: build an index, compact, give second names."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from knnlm_store.backend import Compactable, Indexed
-from knnlm_store.testing.base import Base, Scratch, write
-from knnlm_store.testing.truth import FAR, batch, clustered
-from knnlm_store.values import DocumentFilter, Entries
+from knnlm_store.backend import Aliased, Compactable, Indexed, VectorBackend
+from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
+from knnlm_store.testing.base import Base, Place, Scratch, write
+from knnlm_store.testing.truth import DIMENSION, FAR, batch, clustered
+from knnlm_store.values import DocumentFilter, Entries, Location, Spec
 
 QUERIES = clustered(10, seed=99)
 
@@ -64,3 +67,51 @@ class Abilities(Base):
         self.check(store, both, QUERIES, k=20)
         within = DocumentFilter.keeping([5])
         self.check(store, both, QUERIES, k=30, within=within)
+
+    def test_an_alias_is_moved(self, place: Place, location: Location) -> None:
+        """Who opens it gets what it means then; objects stay with what they opened."""
+        (_, first), (_, second) = self._two(place)
+        alias = place.new_name()
+        if not (isinstance(first, Aliased) and isinstance(second, Aliased)):
+            pytest.skip("no aliases")
+        first.set_alias(alias)
+        before = place.open(alias)
+        assert before.get_records(["name"]) == {"name": b"first"}
+        second.set_alias(alias)
+        after = place.open(alias)
+        for store, number in ((before, 0), (after, 1)):
+            own = batch(FAR + number, clustered(5, seed=number))
+            self.check(store, own, QUERIES)
+        assert after.get_records(["name"]) == {"name": b"second"}
+        adapter: type[Aliased] = type(first)
+        assert alias in adapter.aliases(location)
+        assert alias not in place.names()
+        with pytest.raises(UsageError):
+            after.drop()
+        adapter.remove_alias(replace(location, name=alias))
+        assert alias not in adapter.aliases(location)
+        assert not place.open(alias).exists()
+        assert second.count() == 5
+
+    def test_an_alias_is_no_datastores_name(self, place: Place, location: Location) -> None:
+        """Neither is a datastore hidden behind an alias, nor removed as one."""
+        (_, first), (taken, second) = self._two(place)
+        if not isinstance(first, Aliased):
+            pytest.skip("no aliases")
+        with pytest.raises(StoreExists):
+            first.set_alias(taken)
+        for name in (taken, place.new_name()):
+            with pytest.raises(StoreNotFound):
+                type(first).remove_alias(replace(location, name=name))
+        assert second.get_records(["name"]) == {"name": b"second"}
+
+    def _two(self, place: Place) -> list[tuple[str, VectorBackend]]:
+        """Two datastores with five entries each, and their names."""
+        made = []
+        for number, mark in enumerate((b"first", b"second")):
+            name = place.new_name()
+            store = place.open(name)
+            store.create(Spec(DIMENSION, self.default_storage), {"name": mark})
+            write(store, batch(FAR + number, clustered(5, seed=number)))
+            made.append((name, store))
+        return made

@@ -153,6 +153,11 @@ class Base:
         """Give that datastore emptied."""
         return scratch.backend
 
+    @property
+    def default_storage(self) -> str:
+        """The storage of tests that need but one."""
+        return (self.storages or self.adapter.storages)[0]
+
     def check(
         self,
         store: VectorBackend,

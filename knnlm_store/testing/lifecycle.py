@@ -43,7 +43,7 @@ class Lifecycle(Base):
 
     def test_create(self, absent: VectorBackend) -> None:
         """A new datastore has its spec and first records, and no entries."""
-        spec = Spec(DIMENSION, self.adapter.storages[0])
+        spec = Spec(DIMENSION, self.default_storage)
         absent.create(spec, {"manifest": b"{}", "other": b""})
         assert absent.exists()
         assert absent.spec() == spec
@@ -52,11 +52,11 @@ class Lifecycle(Base):
 
     def test_create_twice_is_refused(self, absent: VectorBackend) -> None:
         """The second creator changes nothing."""
-        spec = Spec(DIMENSION, self.adapter.storages[0])
+        spec = Spec(DIMENSION, self.default_storage)
         absent.create(spec, {"manifest": b"first"})
         written = write(absent, batch(FAR, line(3)))
         with pytest.raises(StoreExists):
-            absent.create(Spec(DIMENSION + 1, self.adapter.storages[0]), {"manifest": b"second"})
+            absent.create(Spec(DIMENSION + 1, self.default_storage), {"manifest": b"second"})
         assert absent.spec() == spec
         assert absent.get_records(["manifest"]) == {"manifest": b"first"}
         self.check(absent, written, line(1))
@@ -72,7 +72,7 @@ class Lifecycle(Base):
 
     def test_one_of_two_creators_succeeds(self, place: Place) -> None:
         """Two first writers at once: one datastore, of which both records are the winner's."""
-        name, spec = place.new_name(), Spec(DIMENSION, self.adapter.storages[0])
+        name, spec = place.new_name(), Spec(DIMENSION, self.default_storage)
         stores = [place.open(name), place.open(name)]
 
         def create(writer: int) -> bool:
@@ -92,7 +92,7 @@ class Lifecycle(Base):
 
     def test_drop_leaves_nothing(self, absent: VectorBackend) -> None:
         """A name can be used again, for another dimension, and starts empty."""
-        storage = self.adapter.storages[0]
+        storage = self.default_storage
         absent.create(Spec(DIMENSION, storage), {"old": b"1"})
         write(absent, batch(FAR, line(3)))
         absent.drop()
@@ -108,7 +108,7 @@ class Lifecycle(Base):
         if not self.durable:
             pytest.skip("these datastores die with their objects, which know of no others")
         names = [place.new_name()]
-        place.open(names[0]).create(Spec(DIMENSION, self.adapter.storages[0]), {"a": b"1"})
+        place.open(names[0]).create(Spec(DIMENSION, self.default_storage), {"a": b"1"})
         place.open(place.new_name())  # never created
         listed = place.names()
         assert names[0] in listed

@@ -52,7 +52,7 @@ class Records(Base):
         written = {name: name.encode() + b"!" for name in ODD_NAMES}
         store.put_records(written)
         assert store.get_records(ODD_NAMES) == written
-        assert list(store.scan_records("")) == sorted(written.items())
+        assert dict(store.scan_records("")) == written
         for name in ODD_NAMES:
             assert store.get_records([name]) == {name: written[name]}
         store.delete_records(ODD_NAMES[1:])
@@ -66,7 +66,7 @@ class Records(Base):
         scratch.backend.put_records({"v": value, "w": b"beside"})
         for store in (scratch.backend, scratch.reopen()):
             assert store.get_records(["v"]) == {"v": value}
-            assert list(store.scan_records("")) == [("v", value), ("w", b"beside")]
+            assert sorted(store.scan_records("")) == [("v", value), ("w", b"beside")]
 
     def test_value_may_change_its_size(self, store: VectorBackend) -> None:
         """No tail of a larger value is left behind."""
@@ -94,16 +94,17 @@ class Records(Base):
         ],
     )
     def test_scan_by_prefix(self, store: VectorBackend, prefix: str, names: list[str]) -> None:
-        """A prefix is text, not a pattern, and its case counts; names come in order."""
+        """A prefix is text, not a pattern, and its case counts."""
         every = ["document/2", "b", "axb", "a_b", "a[b]", "a*b", "a%b", "A_B", "document/1"]
         store.put_records({name: name.encode() for name in every})
-        assert list(store.scan_records(prefix)) == [(name, name.encode()) for name in names]
+        found = sorted(store.scan_records(prefix))
+        assert found == [(name, name.encode()) for name in names]
 
     def test_many_records(self, store: VectorBackend) -> None:
         """Past the page, and past the parameters, that a vendor takes at once."""
         written = {f"document/{i:05d}": b"%d" % i for i in range(2500)}
         store.put_records(written)
-        assert list(store.scan_records("document/")) == list(written.items())
+        assert sorted(store.scan_records("document/")) == list(written.items())
         assert store.get_records(list(written)) == written
         store.delete_records(list(written)[1:])
         assert list(store.scan_records("")) == [("document/00000", b"0")]

@@ -86,6 +86,17 @@ class Refusing(Base):
         assert store.count() == 6
         self.check(store, before, line(2), k=9)
 
+    def test_keys_beyond_float16_are_refused(self, store: VectorBackend) -> None:
+        """Where keys are kept in float16; elsewhere they are found."""
+        large = write(store, batch(FAR, line(2) * np.float32(65504)))
+        beyond = batch(FAR + 9, line(2) * np.float32(65536))
+        if store.spec().storage != "float16":
+            large = Entries.concatenate([large, write(store, beyond)])
+        else:
+            with pytest.raises(InvalidEntries, match="65504"):
+                store.upsert(beyond)
+        self.check(store, large, line(2), k=9)
+
     @pytest.mark.parametrize("case", WRONG_QUERIES)
     def test_wrong_queries_are_refused(self, store: VectorBackend, case: str) -> None:
         """No neighbours of something that is no key."""

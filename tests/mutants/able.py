@@ -17,7 +17,7 @@ from knnlm_store.values import Entries, Float32, Location
 class Able(MemoryBackend, Indexed, Compactable):
     """Outlives its objects, which are one, keeps keys in three ways, has every ability."""
 
-    storages: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
+    storages: tuple[str, ...] = ("float32", "float16", "int8")
     stores: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -66,5 +66,5 @@ class SuiteOfAble(BackendSuite):
 class Mutant(Able):
     """The base of those with a planted bug; one storage is enough."""
 
-    storages: ClassVar[tuple[str, ...]] = ("float32",)
+    storages: tuple[str, ...] = ("float32",)
     caught_by: ClassVar[str]

@@ -134,13 +134,6 @@ class PrefixIsLike(Mutant):
         yield from (r for r in super().scan_records("") if fnmatchcase(r[0].lower(), pattern))
 
 
-class RecordsUnordered(Mutant):
-    caught_by = "test_scan_by_prefix"
-
-    def scan_records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        return reversed(list(super().scan_records(prefix)))
-
-
 class ValuesCut(Mutant):
     caught_by = "test_values_are_any_bytes"
 
