@@ -21,6 +21,7 @@ import knnlm_store
 from knnlm_store.interpolation import Fixed as FixedAtHome
 
 ROOT = Path(__file__).parent.parent
+ADAPTERS = [f"adapters/knnlm_store_{name}" for name in ("faiss", "milvus", "qdrant")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"knnlm_store", "knnlm_store_faiss"}
 
@@ -52,11 +53,11 @@ def test_wheel_holds_ours_and_no_more(wheel: Path) -> None:
     assert "[knnlm_store.backends]" in points
     assert "faiss = knnlm_store_faiss:FaissBackend" in points
     assert "License-Expression: Apache-2.0" in metadata
-    for extra in ("faiss", "transformers", "data", "all"):
+    for extra in ("faiss", "qdrant", "milvus", "transformers", "data", "all"):
         assert f"Provides-Extra: {extra}" in metadata
     sources = {
         name.removeprefix("adapters/")
-        for folder in ("knnlm_store", "adapters/knnlm_store_faiss")
+        for folder in ("knnlm_store", *ADAPTERS)
         for name in map(str, (p.relative_to(ROOT) for p in (ROOT / folder).rglob("*.py")))
     }
     assert sources == {name for name in names if name.endswith(".py")}
@@ -78,6 +79,7 @@ def test_source_distribution(tmp_path: Path) -> None:
         "adapters/knnlm_store_faiss/backend.py",
         "tests/conftest.py",
         "demo/run.py",
+        "deploy/Dockerfile",
     }
     assert needed <= names
     top = {name.split("/")[0] for name in names}

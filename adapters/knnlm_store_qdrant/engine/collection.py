@@ -1,0 +1,254 @@
+"""One collection: a shard of the engine, what is known about it, and its next index.
+
+Reads take the shard and ask it; the engine itself is safe for threads. Writes take turns, so that
+the copy an index is built from is whole, and what is written meanwhile can be written to it too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as edge
+
+from knnlm_store_qdrant.engine import settings as kept
+from knnlm_store_qdrant.engine.build import build
+from knnlm_store_qdrant.engine.files import Space, copy_tree, read_json, size_of, write_json
+from knnlm_store_qdrant.engine.refusal import Refused, engine, no_collection
+from knnlm_store_qdrant.engine.settings import Settings
+
+ABOUT = "collection.json"
+
+_FLUSH_SECONDS = 5.0
+_QUIET_SECONDS = 1.0
+_LOG_POINTS = 100_000
+_LAST_ROUND = 8
+
+
+class Collection:
+    """A collection in a folder of its own. Threads may share an object."""
+
+    def __init__(
+        self, folder: Path, space: Space, name: str, settings: Settings, files: str
+    ) -> None:
+        self.folder, self.name, self.settings = folder, name, settings
+        self._space = space
+        self._files = files
+        self._shard: edge.EdgeShard | None = None
+        self._writing = threading.RLock()
+        self._gone = False
+        self._written = self._flushed = time.monotonic()
+        self._dirty = False
+        # Of index building:
+        self._log: list[edge.UpdateOperation] | None = None
+        self._logged = 0
+        self._churn = 0
+        self._asked = False
+        self._settled = False
+        self._failure = ""
+
+    @classmethod
+    def make(cls, folder: Path, space: Space, name: str, settings: Settings) -> Collection:
+        """Make a new one; its folder counts from the moment that its description is there."""
+        made = cls(folder, space, name, settings, _new_name())
+        folder.mkdir(parents=True)
+        with engine():
+            made._shard = edge.EdgeShard.create(
+                str(folder / made._files), kept.configuration(settings)
+            )
+        made._describe(made._files, settings)
+        return made
+
+    @classmethod
+    def read(cls, folder: Path, space: Space) -> Collection:
+        """Read the description of one; raises OSError, ValueError, KeyError."""
+        about = read_json(folder / ABOUT)
+        settings = Settings.model_validate(about["settings"])
+        found = cls(folder, space, about["name"], settings, about["files"])
+        found._sweep()
+        return found
+
+    @property
+    def shard(self) -> edge.EdgeShard:
+        """The engine's object, loaded on first use."""
+        shard = self._shard
+        if shard is not None:
+            return shard
+        with self._writing:
+            if self._gone:
+                raise no_collection(self.name)
+            if self._shard is None:
+                self._shard = self._loaded(self._files)
+            return self._shard
+
+    def write(self, operation: edge.UpdateOperation, upserted: int = 0) -> None:
+        """Apply an operation that upserts so many points; durable against a kill on return."""
+        with self._writing:
+            shard = self.shard
+            self._space.check(0)
+            before = shard.info().points_count
+            self._written, self._dirty, self._settled = time.monotonic(), True, False
+            try:
+                with engine():
+                    shard.update(operation)
+            except BaseException:
+                self._log = None  # who knows how far it came: the copy must not go on without it
+                raise
+            self._churn += max(0, upserted + before - shard.info().points_count)
+            self._remember(operation, upserted)
+
+    def _remember(self, operation: edge.UpdateOperation, upserted: int) -> None:
+        """Keep an operation for the copy in work, unless they become too many."""
+        if self._log is not None:
+            self._log.append(operation)
+            self._logged += upserted
+            if self._logged > _LOG_POINTS:
+                self._log = None
+
+    def change(self, settings: Settings, *, rebuild: bool) -> None:
+        """Put new settings in force; `rebuild` has the index follow them."""
+        with self._writing:
+            self._describe(self._files, settings)
+            self.settings = settings
+            self._asked = self._asked or rebuild
+            self._settled, self._failure, self._log = False, "", None
+            self._written = -_QUIET_SECONDS  # whoever asks for it waits for it
+
+    def info(self) -> dict[str, Any]:
+        """Tell the state in the shape of `GET /collections/NAME`."""
+        with engine():
+            info = self.shard.info()
+        error = self._failure
+        busy = self._log is not None or self._wants_build(info)
+        return {
+            "status": "red" if error else "yellow" if busy else "green",
+            "optimizer_status": {"error": error} if error else "ok",
+            "points_count": info.points_count,
+            "indexed_vectors_count": info.indexed_vectors_count,
+            "segments_count": info.segments_count,
+            "config": kept.described(self.settings),
+            "payload_schema": {
+                name: {"data_type": str(each.data_type).split(".")[-1].lower()}
+                | {"points": each.points}
+                for name, each in info.payload_schema.items()
+            },
+        }
+
+    def tidy(self) -> None:
+        """Flush if it is time, so that the log of writes stays short."""
+        if self._dirty and time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written from the log into its files."""
+        with self._writing:
+            if self._shard is not None and not self._gone:
+                self._flushed, self._dirty = time.monotonic(), False
+                with engine():
+                    self._shard.flush()
+
+    def close(self) -> None:
+        """Flush and let go; the object is not used afterwards."""
+        with self._writing:
+            self._log = None
+            self.flush()
+            self._gone = True
+            if self._shard is not None:
+                self._shard.close()
+                self._shard = None
+
+    def drop(self) -> None:
+        """Remove it from disk; searches in flight still end."""
+        with self._writing:
+            if self._gone:
+                raise no_collection(self.name)
+            (self.folder / ABOUT).unlink()
+            self._gone, self._log, self._shard = True, None, None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- index building ------------------------------------------------------------------------
+
+    def build_if_due(self) -> None:
+        """Build an index if the size or the changes ask for it and writers are quiet."""
+        if self._shard is None or time.monotonic() - self._written < _QUIET_SECONDS:
+            return
+        with self._writing:
+            if self._gone or not self._wants_build(self.shard.info()):
+                return
+            debt = self._asked, self._churn
+            self._settled, self._asked, self._churn = True, False, 0  # until the next write
+            self._log, self._logged = [], 0
+        files, done = _new_name(), False
+        try:
+            with engine():
+                done = self._built(files)
+        except Refused as error:
+            self._failure = str(error)
+        finally:
+            if not done:
+                self._settled, self._asked = False, self._asked or debt[0]
+                self._churn += debt[1]
+            self._sweep()
+            self._log = None
+
+    def _built(self, files: str) -> bool:
+        """Build an index on a copy and take that over; False if the copy was overtaken."""
+        with self._writing:
+            self.flush()
+            self._space.check(2 * size_of(self.folder / self._files))
+            copy_tree(self.folder / self._files, self.folder / files)
+        configuration = kept.configuration(self.settings)
+        optimized = build(self.folder / files, configuration, lambda: self._log is not None)
+        return self._taken_over(files) if optimized else optimized is False
+
+    def _taken_over(self, files: str) -> bool:
+        """Bring the copy up to date and put it in the place of the old files."""
+        ready = self._loaded(files)
+        while True:
+            with self._writing:
+                if self._gone or self._log is None:
+                    return False
+                missed, self._log = self._log, []
+                if len(missed) <= _LAST_ROUND:
+                    _replay(missed, ready)
+                    ready.flush()
+                    self._describe(files, self.settings)
+                    self._files, self._shard = files, ready
+                    return True
+            _replay(missed, ready)
+
+    def _wants_build(self, info: edge.ShardInfo) -> bool:
+        if self._settled or self._failure:
+            return False
+        threshold = kept.indexing_threshold(self.settings) * 1024
+        plain = (info.points_count - info.indexed_vectors_count) * kept.vector_bytes(self.settings)
+        worn = self._churn >= max(1000, info.points_count // 5)
+        return self._asked or worn or 0 < threshold <= plain
+
+    def _loaded(self, files: str) -> edge.EdgeShard:
+        path = self.folder / files
+        with engine():
+            return edge.EdgeShard.load(str(path), kept.configuration(self.settings))
+
+    def _describe(self, files: str, settings: Settings) -> None:
+        plain = settings.model_dump(mode="json", exclude_unset=True)
+        write_json(self.folder / ABOUT, {"name": self.name, "files": files, "settings": plain})
+
+    def _sweep(self) -> None:
+        """Remove files of an earlier or unfinished index."""
+        for path in self.folder.glob("files-*"):
+            if path.name != self._files:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _new_name() -> str:
+    return f"files-{uuid.uuid4().hex[:12]}"
+
+
+def _replay(operations: list[edge.UpdateOperation], shard: edge.EdgeShard) -> None:
+    for operation in operations:
+        shard.update(operation)

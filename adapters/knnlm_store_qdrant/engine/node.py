@@ -1,0 +1,237 @@
+"""A folder of collections and their aliases, of which one process at a time has the use.
+
+The folder is made by the first write; until then there is simply nothing. Each collection lies
+in `collections/`, in a folder whose name is drawn, not taken from the user.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from qdrant_client.http import models
+
+from knnlm_store_qdrant.engine.collection import ABOUT, Collection
+from knnlm_store_qdrant.engine.files import Space, read_json, write_json
+from knnlm_store_qdrant.engine.refusal import Refused, failed, no_collection, wrong
+from knnlm_store_qdrant.engine.settings import Settings
+
+_COLLECTIONS, _ALIASES, _LOCK = "collections", "aliases.json", ".lock"
+_TICK_SECONDS = 0.1
+
+
+class InUse(Refused):
+    """Another process has the folder."""
+
+    def __init__(self, folder: Path, process: str) -> None:
+        super().__init__(503, f"{folder} is in use by process {process}.")
+
+
+class Node:
+    """What the server serves. Threads share it.
+
+    owner: the process to name to others who want the folder.
+    """
+
+    def __init__(self, root: Path, owner: int, reserve: int) -> None:
+        self.root, self._owner = root, owner
+        self._space = Space(root, reserve)
+        self._changing = threading.RLock()
+        self._lock: IO[str] | None = None
+        self._collections: dict[str, Collection] = {}
+        self._aliases: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._keepers = [self._keeper(Collection.tidy), self._keeper(Collection.build_if_due)]
+        self._attach()
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of the collections, sorted."""
+        self._attach()
+        return sorted(self._collections)
+
+    def aliases(self, name: str = "") -> list[dict[str, str]]:
+        """List the aliases, of one collection if named."""
+        if name:
+            self.get(name)
+        self._attach()
+        return [
+            {"alias_name": alias, "collection_name": target}
+            for alias, target in sorted(self._aliases.items())
+            if name in ("", target)
+        ]
+
+    def get(self, name: str) -> Collection:
+        """Find a collection by its name or an alias; raises Refused."""
+        self._attach()
+        found = self._collections.get(self._aliases.get(name, name))
+        if found is None:
+            raise no_collection(name)
+        return found
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a collection under this name or alias."""
+        self._attach()
+        return self._aliases.get(name, name) in self._collections
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def create(self, name: str, settings: Settings) -> None:
+        """Make a collection; raises Refused."""
+        if not 1 <= len(name) <= 255:
+            raise Refused(422, "Validation error: collection names have 1 to 255 characters")
+        with self._changing:
+            self._attach(make=True)
+            if name in self._collections:
+                raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
+            if name in self._aliases:
+                raise wrong(
+                    f"Can't create collection with name {name}. "
+                    "Alias with the same name already exists"
+                )
+            self._space.check(0)
+            folder = self.root / _COLLECTIONS / _folder_name(name)
+            try:
+                self._collections[name] = Collection.make(folder, self._space, name, settings)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def drop(self, name: str) -> bool:
+        """Remove a collection with its aliases; False if none has this very name."""
+        with self._changing:
+            self._attach()
+            if name not in self._collections:
+                return False
+            self._collections[name].drop()
+            del self._collections[name]
+            self._keep_aliases({a: t for a, t in self._aliases.items() if t != name})
+            return True
+
+    def change_aliases(self, actions: list[models.AliasOperations]) -> None:
+        """Do all of the actions, or raise Refused and do none."""
+        with self._changing:
+            self._attach()
+            aliases = dict(self._aliases)
+            for action in actions:
+                self._change_alias(aliases, action)
+            self._keep_aliases(aliases)
+
+    def _change_alias(self, aliases: dict[str, str], action: models.AliasOperations) -> None:
+        if isinstance(action, models.DeleteAliasOperation):
+            aliases.pop(action.delete_alias.alias_name, None)
+        elif isinstance(action, models.CreateAliasOperation):
+            target = action.create_alias.collection_name
+            if target not in self._collections:
+                raise no_collection(target)
+            aliases[self._free(action.create_alias.alias_name)] = target
+        else:
+            old = action.rename_alias.old_alias_name
+            if old not in aliases:
+                raise Refused(404, f"Not found: Alias {old} does not exists!")
+            aliases[self._free(action.rename_alias.new_alias_name)] = aliases.pop(old)
+
+    def _free(self, alias: str) -> str:
+        if alias in self._collections:
+            raise Refused(409, f"Wrong input: Collection `{alias}` already exists!")
+        return alias
+
+    def _keep_aliases(self, aliases: dict[str, str]) -> None:
+        if aliases != self._aliases:
+            write_json(self.root / _ALIASES, aliases)
+            self._aliases = aliases
+
+    # -- folder --------------------------------------------------------------------------------
+
+    def _attach(self, *, make: bool = False) -> None:
+        """Take the folder if it is there (make it if need be) and read what it holds."""
+        if self._lock is not None or not (make or self.root.exists()):
+            return
+        with self._changing:
+            if self._lock is not None:
+                return
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = _locked(self.root, self._owner)
+            try:
+                self._read()
+            except BaseException:
+                lock.close()
+                raise
+            self._lock = lock
+
+    def _read(self) -> None:
+        folder = self.root / _COLLECTIONS
+        folder.mkdir(exist_ok=True)
+        try:
+            found = [Collection.read(path, self._space) for path in _whole(folder)]
+            aliases = read_json(self.root / _ALIASES) if (self.root / _ALIASES).exists() else {}
+        except (ValueError, KeyError) as error:
+            raise failed(f"{folder} holds what cannot be read: {error}") from error
+        self._collections = {each.name: each for each in found}
+        self._aliases = {a: t for a, t in aliases.items() if t in self._collections}
+
+    def start(self) -> None:
+        """Begin to flush and to build indexes in the background."""
+        for keeper in self._keepers:
+            keeper.start()
+
+    def close(self) -> None:
+        """End the background work, flush everything and let the folder go."""
+        self._stopping.set()
+        for collection in list(self._collections.values()):
+            collection.close()
+        for keeper in self._keepers:
+            if keeper.ident is not None:
+                keeper.join()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _keeper(self, work: Callable[[Collection], Any]) -> threading.Thread:
+        def keep() -> None:
+            while not self._stopping.wait(_TICK_SECONDS):
+                for collection in list(self._collections.values()):
+                    try:
+                        work(collection)
+                    except Refused:
+                        continue  # dropped meanwhile, or told to the next writer
+
+        return threading.Thread(target=keep, daemon=True)
+
+
+def _locked(root: Path, owner: int) -> IO[str]:
+    """Take the lock on a folder; raises InUse."""
+    lock = (root / _LOCK).open("a+", encoding="ascii")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        process = lock.read() or "?"
+        lock.close()
+        raise InUse(root, process) from None
+    lock.truncate(0)
+    lock.write(str(owner))
+    lock.flush()
+    return lock
+
+
+def _whole(folder: Path) -> list[Path]:
+    """List the folders of collections, and remove those that a crash left half made or dropped."""
+    whole = []
+    for path in folder.iterdir():
+        if (path / ABOUT).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return whole
+
+
+def _folder_name(name: str) -> str:
+    """Draw a name for a folder, with enough of the collection's to be recognised."""
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower())[:40]}.{uuid.uuid4().hex[:12]}"
