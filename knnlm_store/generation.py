@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from knnlm_store.calibration import default_mixture
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import ModelError
+from knnlm_store.fallback import TIMEOUT, Guard, Outages
 from knnlm_store.interpolation import Fixed, Mixture, drop_impossible, mix, token_log_probs
 from knnlm_store.keys import run_eagerly
 from knnlm_store.models import LanguageModel, to_numpy
-from knnlm_store.values import Freshness, Neighbours
+from knnlm_store.values import Neighbours
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 _LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits mixed at once: 256 MB
 
 
 @dataclass
-class Counters:
+class Counters(Outages):
     """What the hook did since it was attached: forward passes, rows searched, rows mixed."""
 
     steps: int = 0
@@ -53,7 +54,7 @@ class KnnLM:
         self.language_model = language_model
         self.counters = Counters()
         self._store: Datastore | None = None
-        self._mixture: Mixture | None = None
+        self._used: tuple[Guard, Mixture] | None = None
         self._on = False
         self._thread = _PerThread()
         model = language_model.model
@@ -73,21 +74,32 @@ class KnnLM:
         """Put the hooks on a loaded model; it stays plain until `use`."""
         return cls(LanguageModel.wrap(model, tokenizer, key=key))
 
-    def use(self, store: Datastore | str, mixture: Mixture | None = None) -> Self:
+    def use(
+        self,
+        store: Datastore | str,
+        mixture: Mixture | None = None,
+        *,
+        timeout: float | None = TIMEOUT,
+        fallback: bool = True,
+    ) -> Self:
         """Mix this datastore in from the next forward pass on.
 
-        mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. Raises
-        StoreMismatch if another model wrote the datastore; what was in use then stays in use.
+        mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. timeout:
+        seconds that a step waits for a remote datastore (longer in proportion above 16 rows); None
+        waits for ever. fallback: a step whose search fails or is late is the plain model's, bit
+        for bit, and counted; False raises instead. Raises StoreMismatch if another model wrote the
+        datastore, UsageError for a bad timeout; what was in use then stays in use.
         """
         opened = Datastore.open(store) if isinstance(store, str) else store
         try:
+            guard = Guard(opened, self.counters, timeout=timeout, fallback=fallback)
             opened.require(self.language_model.manifest())
             mixture = mixture or default_mixture(opened)
         except BaseException:
             if opened is not store:
                 opened.close()
             raise
-        self._store, self._mixture = opened, mixture
+        self._store, self._used = opened, (guard, mixture)
         return self.on()
 
     def on(self) -> Self:
@@ -105,7 +117,7 @@ class KnnLM:
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
         self.off()
-        self._store = None
+        self._store = self._used = None
         self._handle.remove()
         self.language_model.tap.remove()
 
@@ -115,7 +127,8 @@ class KnnLM:
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if not self._on or self._store is None or self._mixture is None or self._stands_aside():
+        used = self._used  # this pass keeps it, whatever another thread switches to
+        if not self._on or used is None or self._stands_aside():
             return None
         if model.training and torch.is_grad_enabled():
             raise ModelError(
@@ -127,9 +140,10 @@ class KnnLM:
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         hidden = _align(self.language_model.tap.take(len(logits)), logits, kwargs)
         wanted = self._wanted(input_ids, logits, kwargs)
-        self.counters.steps += 1
+        with self.counters.lock:
+            self.counters.steps += 1
         with torch.no_grad():
-            mixed = self._mix(self._store, self._mixture, logits, hidden, wanted)
+            mixed = self._mix(*used, logits, hidden, wanted)
         if mixed is None:
             return None
         return _replace(model, output, place, mixed, kwargs)
@@ -140,14 +154,18 @@ class KnnLM:
         return self.language_model.tap.is_private or _layers(model) != self._layers
 
     def _mix(
-        self, store: Datastore, mixture: Mixture, logits: Tensor, hidden: Tensor, wanted: Tensor
+        self, guard: Guard, mixture: Mixture, logits: Tensor, hidden: Tensor, wanted: Tensor
     ) -> Tensor | None:
-        """Mix logits `[b, t, v]` by keys `[b, t, d]` where wanted, bool `[b, t]`."""
+        """Mix logits `[b, t, v]` by keys `[b, t, d]` where wanted, bool `[b, t]`.
+
+        None where nothing is mixed: the logits are the plain model's.
+        """
         if not wanted.any() or mixture.policy == Fixed(0.0):
             return None
         queries = to_numpy(hidden[wanted.to(hidden.device)])
-        found = store.search(queries, mixture.k, freshness=Freshness.FAST)
-        self.counters.searched += len(queries)
+        found = guard.search(queries, mixture.k)
+        if found is None:
+            return None
         mixed: Tensor = logits.to(torch.float32, copy=True).flatten(0, 1)
         rows = wanted.flatten().nonzero()[:, 0].to(logits.device)
         step = max(1, _LOGIT_CELLS // mixed.shape[1])
@@ -160,7 +178,9 @@ class KnnLM:
                 picked = mixed[rows[part]]
                 done += mix_rows(picked, found[part], mixture)
                 mixed[rows[part]] = picked
-        self.counters.mixed += done
+        with self.counters.lock:
+            self.counters.searched += len(queries)
+            self.counters.mixed += done
         return mixed.reshape(logits.shape) if done else None
 
     def _wanted(self, input_ids: Tensor | None, logits: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from knnlm_store.errors import BackendUnavailable
+from knnlm_store_faiss import FaissBackend
 from tests.cli_support import Run, run, write_corpus
 
 STORE = "faiss:stores/law"
@@ -75,6 +77,8 @@ def test_several_prompts_as_arguments_and_lines() -> None:
     assert arguments["settings"]["k"] == 1024
     assert arguments["store"]["entries"] > 0
     assert arguments["counters"]["mixed"] > 0
+    no_outage = {"steps": 0, "failures": 0, "opened": 0, "last_error": None}
+    assert arguments["fallback"] == no_outage
     lines = generate("--json", stdin=f"{PROMPT}\n\nA consumer\n".encode())
     assert texts(lines) == [each["text"] for each in arguments["generations"]]
 
@@ -135,10 +139,75 @@ def test_chat_needs_a_template() -> None:
             "--repetition-penalty must be above 0, not -1.0.",
             "1 has no effect.",
         ),
+        (
+            ["--search-timeout", "0"],
+            "--search-timeout must be above 0, not 0.0.",
+            "2 seconds is the default.",
+        ),
     ],
 )
 def test_options_of_sampling(arguments: list[str], message: str, hint: str) -> None:
     assert generate(PROMPT, *arguments).failure() == (2, message, hint)
+
+
+GONE = "The server is down."
+SUMMARY = f"6 of 8 steps fell back to the plain model: {GONE}"
+
+
+@pytest.fixture
+def outage(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The datastore answers two searches, and then nothing, not even how much it holds.
+
+    Gives the timeouts of the searches.
+    """
+    real: Any = FaissBackend._search
+    calls: list[float] = []
+
+    def search(self: FaissBackend, *arguments: Any) -> Any:
+        calls.append(arguments[-1])
+        if len(calls) > 2:
+            raise BackendUnavailable(GONE, hint="Start it.")
+        return real(self, *arguments)
+
+    def count(self: FaissBackend, documents: Any = None) -> int:
+        if calls:
+            raise BackendUnavailable(GONE, hint="Start it.")
+        return 1
+
+    monkeypatch.setattr(FaissBackend, "_search", search)
+    monkeypatch.setattr(FaissBackend, "count", count)
+    return calls
+
+
+SURE = ["--temperature", 1, "--lmbda", 0.999, "--k", 1]
+
+
+def test_an_outage_is_summed_up(saved_model: Path, outage: list[float]) -> None:
+    done = generate(PROMPT, *SURE)
+    assert done.code == 0
+    kept = f"{PROMPT} s"  # what two searches gave
+    (made,) = done.out.splitlines()
+    assert made.startswith(kept)
+    rest = plain(saved_model, kept)
+    assert made.removeprefix(kept) == rest[: len(made) - len(kept)] != ""
+    told = f"WARNING: {GONE} Until it answers, the plain model goes on alone."
+    assert done.err.splitlines() == [told, SUMMARY]
+    assert outage == [2.0] * 5
+
+
+def test_an_outage_as_json(outage: list[float]) -> None:
+    done = generate(PROMPT, *SURE, "--search-timeout", 7, "--json")
+    assert outage == [7.0] * 5
+    assert done.err.splitlines()[-1] == SUMMARY
+    report = done.json()
+    assert report["counters"] == {"steps": 8, "searched": 2, "mixed": 2}
+    expected = {"steps": 6, "failures": 3, "opened": 1, "last_error": GONE}
+    assert report["fallback"] == expected
+
+
+def test_an_outage_without_fallback(outage: list[float]) -> None:
+    done = generate(PROMPT, *SURE, "--no-fallback", "--json")
+    assert done.failure() == (1, GONE, "Start it.")
 
 
 def test_more_than_the_model_can_read() -> None:

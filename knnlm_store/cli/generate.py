@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +13,7 @@ from knnlm_store.cli import common, options, output
 from knnlm_store.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from knnlm_store.generation import KnnLM
+    from knnlm_store.generation import Counters, KnnLM
     from knnlm_store.models import LanguageModel
 
 GENERATION = "Generation"
@@ -78,6 +78,20 @@ def generate(
     repetition_penalty: Annotated[
         float, options.option(GENERATION, "Above 1: tokens that stood before become less likely.")
     ] = 1.0,
+    search_timeout: Annotated[
+        float,
+        options.option(
+            GENERATION,
+            "Seconds that a step waits for a datastore on a server; the plain model makes "
+            "the tokens that it fails or is late for.",
+        ),
+    ] = 2.0,
+    no_fallback: Annotated[
+        bool,
+        options.option(
+            GENERATION, "End with an error where the datastore fails or is late.", "--no-fallback"
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Continue prompts with the datastore mixed in at every step.
@@ -87,7 +101,7 @@ def generate(
     common.need_model_libraries()
     asked = _Asked(
         max_new_tokens, chat, sample, seed, sampling_temperature, top_p, num_beams,
-        repetition_penalty,
+        repetition_penalty, search_timeout,
     )  # fmt: skip
     where = common.location(store, backend, name, url)
     texts = prompts or _prompts_from_stdin()
@@ -100,21 +114,29 @@ def generate(
         from knnlm_store.generation import KnnLM
 
         ids = [_prompt_ids(language_model, text, asked) for text in texts]
-        lm = KnnLM(language_model).use(opened.store, opened.mixture)
+        lm = KnnLM(language_model).use(
+            opened.store, opened.mixture, timeout=search_timeout, fallback=not no_fallback
+        )
+        # first: who generates through an outage can count no entries after it
+        report = {"store": opened.describe(), "settings": opened.settings()} if json else {}
         _seed(seed)
         results: list[dict[str, Any]] = []
-        for text, tokens in zip(texts, ids, strict=True):
-            if results and not json:
-                typer.echo()
-            results.append(_continue(lm, text, tokens, asked, quiet=json))
-        report = {
-            "generations": results,
-            "store": opened.describe(),
-            "settings": opened.settings(),
-            "counters": asdict(lm.counters),
-        }
+        try:
+            for text, tokens in zip(texts, ids, strict=True):
+                if results and not json:
+                    typer.echo()
+                results.append(_continue(lm, text, tokens, asked, quiet=json))
+        finally:
+            _tell_fallbacks(lm.counters)
     if json:
-        output.print_json(report)
+        output.print_json({"generations": results, **report, **_counted(lm.counters)})
+
+
+_POSITIVE = {
+    "sampling_temperature": "1 has no effect.",
+    "repetition_penalty": "1 has no effect.",
+    "search_timeout": "2 seconds is the default.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +151,18 @@ class _Asked:
     top_p: float | None
     num_beams: int
     repetition_penalty: float
+    search_timeout: float
 
     def __post_init__(self) -> None:
         for name in ("seed", "sampling_temperature", "top_p"):
             if getattr(self, name) is not None and not self.sample:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} needs --sample.", hint=f"Add --sample to {option}.")
-        for name in ("sampling_temperature", "repetition_penalty"):
+        for name, hint in _POSITIVE.items():
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} must be above 0, not {value}.", hint="1 has no effect.")
+                raise UsageError(f"{option} must be above 0, not {value}.", hint=hint)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(
                 f"--top-p must lie above 0 and up to 1, not {self.top_p}.", hint="Try --top-p 0.9."
@@ -218,6 +241,28 @@ def _continue(
     if not quiet and not streams:
         typer.echo(text)
     return {"prompt": prompt, "text": text, "tokens": len(made), "seconds": seconds}
+
+
+def _tell_fallbacks(counted: Counters) -> None:
+    """Say on stderr how many steps went without the datastore, if any did."""
+    if counted.fallbacks:
+        output.say(
+            f"{output.count(counted.fallbacks)} of {output.count(counted.steps)} steps fell back "
+            f"to the plain model: {counted.last_error}"
+        )
+
+
+def _counted(counted: Counters) -> dict[str, Any]:
+    """Give the counters as JSON-able objects."""
+    return {
+        "counters": {name: getattr(counted, name) for name in ("steps", "searched", "mixed")},
+        "fallback": {
+            "steps": counted.fallbacks,
+            "failures": counted.failures,
+            "opened": counted.opened,
+            "last_error": counted.last_error,
+        },
+    }
 
 
 def _padding(model: Any, tokenizer: Any) -> int | None:
