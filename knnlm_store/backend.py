@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from knnlm_store.abilities import Aliased, Compactable, Indexed
-from knnlm_store.errors import InvalidEntries, StoreNotFound, UsageError
+from knnlm_store.errors import InvalidEntries, StoreCorrupt, StoreNotFound, UsageError
 from knnlm_store.values import (
     DocumentFilter,
     Entries,
@@ -156,8 +156,8 @@ class VectorBackend(ABC):
 
         Rows come ascending by distance and are padded (see Neighbours) where fewer than k
         entries match. `timeout` in seconds bounds the call; local backends may ignore it.
-        Raises UsageError (k < 1), InvalidEntries (bad queries), StoreNotFound,
-        BackendUnavailable.
+        Raises UsageError (k < 1), InvalidEntries (bad queries), StoreNotFound, StoreCorrupt
+        (an answer that cannot be), BackendUnavailable.
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, not {k}.")
@@ -171,6 +171,8 @@ class VectorBackend(ABC):
         if not len(queries):
             return Neighbours.none(0, k, dimension if with_keys else None)
         found = self._search(queries, k, within, freshness, with_keys, timeout)
+        if np.isnan(found.distances).any():
+            raise StoreCorrupt("A search found distances that are no numbers.")
         return found.sorted().padded(k)
 
     def scan(

@@ -13,7 +13,7 @@ GROUP = "knnlm_store.backends"
 
 
 def parse(uri: str) -> Location:
-    """Read a URI: `memory:`, `faiss:PATH/NAME`, `qdrant://host:6334/NAME`.
+    """Read a URI: `memory:`, `faiss:PATH/NAME`, `qdrant://host:6333/NAME`.
 
     Raises UsageError for anything else; nothing is opened.
     """
@@ -41,7 +41,7 @@ def parse(uri: str) -> Location:
 
 
 def parse_root(uri: str) -> Location:
-    """Read the URI of a place that holds datastores: `faiss:PATH`, `qdrant://host:6334`."""
+    """Read the URI of a place that holds datastores: `faiss:PATH`, `qdrant://host:6333`."""
     if ":" not in uri:
         raise UsageError(
             f"{uri!r} is no place of datastores.",
@@ -53,10 +53,14 @@ def parse_root(uri: str) -> Location:
 def short_form(backend: str, name: str, url: str | None = None) -> Location:
     """Build a location from a backend's name, a datastore's name and a place.
 
-    url: a folder, or `host:port` behind `//`; by default the backend's own choice. Raises
-    UnknownBackend, UsageError if the backend has no default place.
+    url: a folder, or `host:port` behind `//`, `http://` or `https://`; by default the backend's
+    own choice. https is the backend's scheme with an s. Raises UnknownBackend, UsageError if the
+    backend has no default place.
     """
     root = url or load(backend).default_root
+    if root.startswith(("http://", "https://")):
+        backend += "s" if root.startswith("https") else ""
+        root = root.partition(":")[2]
     if not root:
         raise UsageError(
             f"The backend {backend} needs a place.",
@@ -99,7 +103,9 @@ def load(scheme: str) -> type[VectorBackend]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == point.module.split(".")[0]:
             raise
-        raise MissingDependency.of(error.name or "a client library", scheme) from error
+        # qdrants: is the same adapter as qdrant:, and its extra bears the shorter name
+        extra = min(p.name for some in points.values() for p in some if p.value == point.value)
+        raise MissingDependency.of(error.name or "a client library", extra) from error
     if not (isinstance(adapter, type) and issubclass(adapter, VectorBackend)):
         raise UnknownBackend(f"{point.value} is not a VectorBackend.")
     return adapter

@@ -25,7 +25,7 @@ from knnlm_store.values import Location, Spec
         ("faiss:../a b/naïve", Location("faiss", "../a b", "naïve")),
         ("milvus:lite.db/law", Location("milvus", "lite.db", "law")),
         ("faiss:me@home/law", Location("faiss", "me@home", "law")),
-        ("qdrant://host:6334/law", Location("qdrant", "host:6334", "law", network=True)),
+        ("qdrant://host:6333/law", Location("qdrant", "host:6333", "law", network=True)),
         ("milvus://[::1]:19530/law", Location("milvus", "[::1]:19530", "law", network=True)),
     ],
 )
@@ -68,7 +68,7 @@ def test_parse_refuses_what_has_no_name(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "qdrant://user:hunter2@host:6334/law",
+        "qdrant://user:hunter2@host:6333/law",
         "qdrant://hunter2@host/law",
         "qdrant://user:hunter2@host",
         "no-scheme://user:hunter2@host/law",

@@ -182,7 +182,7 @@ def test_dimension_must_be_positive(dimension: int) -> None:
         (Location("memory", "", "memory"), "memory:"),
         (Location("faiss", "stores", "law"), "faiss:stores/law"),
         (Location("faiss", "/", "law"), "faiss:/law"),
-        (Location("qdrant", "host:6334", "law", network=True), "qdrant://host:6334/law"),
+        (Location("qdrant", "host:6333", "law", network=True), "qdrant://host:6333/law"),
     ],
 )
 def test_location_prints_its_uri(location: Location, uri: str) -> None:

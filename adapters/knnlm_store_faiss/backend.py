@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
+import faiss
 import numpy as np
 
 from knnlm_store.backend import Compactable, Indexed, VectorBackend
@@ -227,6 +228,10 @@ class FaissBackend(VectorBackend, Indexed, Compactable):
                 ledger.set_indexed(rows)
 
     # -- housekeeping --------------------------------------------------------------------------
+
+    def versions(self) -> dict[str, str]:
+        """FAISS' version."""
+        return {"faiss": faiss.__version__}
 
     @classmethod
     def bytes_per_entry(cls, spec: Spec) -> int:

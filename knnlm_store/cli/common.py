@@ -50,6 +50,24 @@ def read_options(stdin_format: str, **values: Any) -> ReadOptions:
     return ReadOptions(stdin_format=stdin_format, **said)  # type: ignore[arg-type]
 
 
+def pairs(name: str, texts: list[str] | None, example: str) -> dict[str, str]:
+    """Read the values of an option that takes KEY=VALUE and may be repeated."""
+    read = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(
+                f"{name} takes KEY=VALUE, not {text!r}.", hint=f"For example: {example}"
+            )
+        read[key] = value
+    return read
+
+
+def creation_options(texts: list[str] | None) -> dict[str, str]:
+    """Read the backend's settings for a new datastore."""
+    return pairs("--option", texts, "--option shard_number=2")
+
+
 def location(
     store: str | None,
     backend: str | None,

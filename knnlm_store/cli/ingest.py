@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knnlm_store.cli import common, options, output
+from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.errors import UsageError
 
 if TYPE_CHECKING:
+    from knnlm_store.backend import VectorBackend
     from knnlm_store.corpus import Corpus
     from knnlm_store.ingest import IngestReport
     from knnlm_store.models import LanguageModel
@@ -42,6 +40,7 @@ def ingest(
             show_default="the backend's choice",
         ),
     ] = None,
+    option: options.CreationOptions = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -106,7 +105,7 @@ def ingest(
         text_column=text_column,
         id_column=id_column,
         metadata_columns=metadata_column,
-        metadata=_pairs(metadata or []),
+        metadata=common.pairs("--metadata", metadata, "--metadata language=en"),
         include=include,
         exclude=exclude,
         encoding=encoding,
@@ -115,23 +114,10 @@ def ingest(
     corpus = Corpus(inputs, reading)
     where = common.location(store, backend, name, url, corpus)
     _check_storage(where, storage)
-    wanted = _Wanted(key_module, window, storage)
+    wanted = _Wanted(key_module, window, storage, common.creation_options(option))
     language_model = _model(where, wanted, model, revision=revision, device=device, dtype=dtype)
     run = _dry_run if dry_run else _ingest
-    run(corpus, language_model, where, storage, batch_size, json)
-
-
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(
-                f"--metadata takes KEY=VALUE, not {text!r}.",
-                hint="For example: --metadata language=en",
-            )
-        pairs[key] = value
-    return pairs
+    run(corpus, language_model, where, wanted, batch_size, json)
 
 
 def _check_storage(where: Location, storage: str | None) -> None:
@@ -145,6 +131,13 @@ def _check_storage(where: Location, storage: str | None) -> None:
         )
 
 
+def _check_settings(backend: VectorBackend, wanted: _Wanted) -> None:
+    """Have the backend refuse settings before a model is loaded; its dimension is not known yet."""
+    from knnlm_store.values import Spec
+
+    backend.check_spec(Spec(64, wanted.storage or backend.storages[0], wanted.settings))
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What the user said of a new datastore, and an old one must agree with; None if nothing."""
@@ -152,6 +145,7 @@ class _Wanted:
     key: str | None
     window: int | None
     storage: str | None
+    settings: dict[str, str]
 
     def loading(self) -> dict[str, Any]:
         """Give what concerns the loading of a model."""
@@ -166,8 +160,12 @@ def _model(where: Location, wanted: _Wanted, name: str, **loading: Any) -> Langu
 
     loading |= wanted.loading()
     backend = registry.connect(where)
-    there = backend.exists()
-    backend.close()
+    try:
+        if wanted.settings:
+            _check_settings(backend, wanted)
+        there = backend.exists()
+    finally:
+        backend.close()
     if not there:
         return common.load_model(name, **loading)
     with Datastore.open(where) as store:
@@ -185,17 +183,19 @@ def _ingest(
     corpus: Corpus,
     model: LanguageModel,
     where: Location,
-    storage: str | None,
+    wanted: _Wanted,
     batch_size: int | None,
     json: bool,
 ) -> None:
     from knnlm_store.datastore import Datastore
     from knnlm_store.ingest import ingest as run
 
-    with Datastore.open_or_create(where, model.manifest(), storage) as store:
+    with Datastore.open_or_create(
+        where, model.manifest(), wanted.storage, wanted.settings
+    ) as store:
         with (
             output.progress("ingest", corpus.total_bytes) as bar,
-            _stop_on_interrupt() as stop,
+            stop_on_interrupt() as stop,
         ):
             report = run(
                 corpus,
@@ -240,7 +240,7 @@ def _dry_run(
     corpus: Corpus,
     model: LanguageModel,
     where: Location,
-    storage: str | None,
+    wanted: _Wanted,
     batch_size: int | None,
     json: bool,
 ) -> None:
@@ -248,7 +248,11 @@ def _dry_run(
 
     with output.status("counting tokens"):
         result = estimate(
-            corpus, model, where, storage, batch_tokens=common.batch_tokens(model, batch_size)
+            corpus,
+            model,
+            where,
+            wanted.storage,
+            batch_tokens=common.batch_tokens(model, batch_size),
         )
     if json:
         output.print_json({"dry_run": True} | result.json())
@@ -259,25 +263,3 @@ def _dry_run(
         typer.echo(f"time: about {result.seconds:,.0f} s on this machine")
         typer.echo(f"Nothing was written to {where}.")
     output.tell_problems(result.problems)
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request to stop cleanly; the second one ends at once."""
-    asked = False
-
-    def handle(*_: Any) -> None:
-        nonlocal asked
-        if asked:
-            # Waits for no write or retry that is under way: a run may be killed at any instant.
-            output.restore_terminal()
-            output.say("Stopped. Run the same command to go on.")
-            os._exit(130)
-        asked = True
-        output.say("Stopping after the documents in hand; Ctrl-C again to stop at once.")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

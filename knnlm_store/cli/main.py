@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from knnlm_store.cli import evaluate, generate, ingest, options, output, stores
+from knnlm_store.cli import (
+    alias,
+    copy,
+    doctor,
+    evaluate,
+    generate,
+    ingest,
+    options,
+    output,
+    stores,
+)
 from knnlm_store.errors import KnnlmError, UsageError
 
 app = typer.Typer(
@@ -30,7 +40,10 @@ app.command(name="eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(rich_help_panel=MANAGE)(stores.ls)
 app.command(rich_help_panel=MANAGE)(stores.info)
+app.command(rich_help_panel=MANAGE, epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(rich_help_panel=MANAGE, epilog=copy.EXAMPLES)(copy.copy)
 app.command(rich_help_panel=MANAGE)(stores.compact)
+app.command(rich_help_panel=MANAGE, epilog=alias.EXAMPLES)(alias.alias)
 app.command(rich_help_panel=MANAGE)(stores.rm)
 
 

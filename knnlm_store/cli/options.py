@@ -51,6 +51,14 @@ Url = Annotated[
         show_default="the backend's own place; for faiss the folder stores",
     ),
 ]
+CreationOptions = Annotated[
+    list[str] | None,
+    option(
+        STORE,
+        "KEY=VALUE, a setting of the backend for a new datastore; may be repeated.",
+        show_default=False,
+    ),
+]
 
 Model = Annotated[
     str,

@@ -66,7 +66,7 @@ def set_up() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     # only ours: libraries that write to stderr themselves would be heard twice
-    for name in ("knnlm_store", "knnlm_store_faiss"):
+    for name in ("knnlm_store", "knnlm_store_faiss", "knnlm_store_milvus", "knnlm_store_qdrant"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.WARNING)
@@ -100,11 +100,18 @@ class Progress:
         self._next_line = LINE_SECONDS
 
     def show(self, bytes_read: int, tokens: int, seconds: float) -> None:
-        """Show how far the work has come, how fast, and how long the rest will take."""
-        told = f"{count(tokens)} tokens, {count(tokens / max(seconds, 1e-9))}/s"
-        if self._total and bytes_read:
-            told += f", {duration(seconds * (self._total - bytes_read) / bytes_read)} left"
-        self._bar.update(self._task, completed=bytes_read, told=told)
+        """Show how many bytes were read, how fast tokens come, how long the rest will take."""
+        self._show(bytes_read, self._total, f"{count(tokens)} tokens", tokens, seconds)
+
+    def show_entries(self, done: int, total: int, seconds: float) -> None:
+        """Show how many entries of how many are done."""
+        self._show(done, total, f"{count(done)} of {count(total)} entries", done, seconds)
+
+    def _show(self, done: int, total: int | None, what: str, n: int, seconds: float) -> None:
+        told = f"{what}, {count(n / max(seconds, 1e-9))}/s"
+        if total and done:
+            told += f", {duration(seconds * (total - done) / done)} left"
+        self._bar.update(self._task, total=total, completed=done, told=told)
         if self._bar.disable and seconds >= self._next_line:
             self._next_line = seconds + LINE_SECONDS
             say(f"{self._what}: {told}")

@@ -45,30 +45,52 @@ def ls(
     place: Annotated[
         str | None,
         typer.Argument(
-            help="Where to look, as BACKEND:PATH or BACKEND://HOST:PORT.",
-            show_default="faiss:stores, or the folder KNNLM_STORE_URL",
+            help="Where to look, as BACKEND:PATH or BACKEND://HOST:PORT; BACKEND alone for the "
+            "place KNNLM_STORE_URL, or the backend's own.",
+            show_default="faiss",
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the datastores at a place."""
+    """List the datastores at a place, and the aliases that stand for them."""
     from knnlm_store import registry
+    from knnlm_store.backend import Aliased
 
-    location = registry.parse_root(
-        place or f"faiss:{os.environ.get('KNNLM_STORE_URL') or 'stores'}"
-    )
-    names = registry.load(location.scheme).names(location)
-    shown = _place(location)
+    location = _root(place)
+    adapter = registry.load(location.scheme)
+    names = adapter.names(location)
+    aliases = adapter.aliases(location) if issubclass(adapter, Aliased) else None
+    shown = place_of(location)
     if json:
-        output.print_json({"place": shown, "names": names})
+        known = {} if aliases is None else {"aliases": aliases}
+        output.print_json({"place": shown, "names": names} | known)
         return
     for name in names:
-        typer.echo(f"{shown.rstrip('/')}/{name}")
-    if not names:
+        typer.echo(f"{shown}/{name}")
+    for alias, name in sorted((aliases or {}).items()):
+        typer.echo(f"{shown}/{alias} -> {name}")
+    if not (names or aliases):
         output.say(f"There are no datastores at {shown}.")
 
 
-def _place(location: Location) -> str:
+def _root(place: str | None) -> Location:
+    """Read a place, or a backend's name for the place that the environment or it says."""
+    from knnlm_store import registry
+
+    url = os.environ.get("KNNLM_STORE_URL") or None
+    if place is None and url and url.startswith(("//", "http://", "https://")):
+        raise UsageError(
+            "KNNLM_STORE_URL is a server, and no backend is named.",
+            hint="Name it, for example: knnlm-store ls qdrant",
+        )
+    place = place or "faiss"
+    if ":" in place or place not in registry.providers():
+        return registry.parse_root(place)
+    return registry.short_form(place, "*", url)
+
+
+def place_of(location: Location) -> str:
+    """URI of the place where a datastore lies; a `/` and a name behind it give a datastore's."""
     return str(location).removesuffix("/" + location.name)
 
 
@@ -88,7 +110,7 @@ def rm(
             raise typer.Exit(1)
         backend.drop()
     except StoreNotFound as error:
-        error.hint = f"See what there is: knnlm-store ls {_place(location)}"
+        error.hint = f"See what there is: knnlm-store ls {place_of(location)}"
         raise
     finally:
         backend.close()

@@ -1,0 +1,105 @@
+"""`knnlm-store copy`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knnlm_store.cli import common, options, output
+from knnlm_store.cli.interrupt import stop_on_interrupt
+from knnlm_store.errors import UsageError
+
+if TYPE_CHECKING:
+    from knnlm_store.copying import CopyReport
+    from knnlm_store.datastore import Datastore
+    from knnlm_store.values import Location
+
+EXAMPLES = options.examples(
+    "knnlm-store copy faiss:stores/law qdrant://localhost:6333/law",
+    "knnlm-store copy milvus://localhost:19530/law faiss:backup/law --storage float32",
+)
+
+_Place = Annotated[str, typer.Argument(help="As BACKEND:PATH/NAME.", show_default=False)]
+
+
+def copy(
+    source: _Place,
+    target: _Place,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="How a new datastore keeps its keys: float16, float32 or int8.",
+            show_default="as the source does, where the backend offers it",
+        ),
+    ] = None,
+    option: options.CreationOptions = None,
+    json: options.Json = False,
+) -> None:
+    """Copy a datastore, from any backend to any other, with no model.
+
+    What the target has already is skipped, what changed in the source is replaced, and what
+    the target holds besides stays. Stop it at any time and run the same command again.
+    """
+    from knnlm_store.copying import copy as run
+    from knnlm_store.datastore import Datastore
+
+    where = common.location(target, None, None, None)
+    if common.location(source, None, None, None) == where:
+        raise UsageError("A datastore cannot be copied onto itself.", hint="Name another target.")
+    with (
+        Datastore.open(source) as old,
+        _target(old, where, storage, option) as new,
+        output.progress("copy", None) as bar,
+        stop_on_interrupt() as stop,
+    ):
+        report = run(
+            old,
+            new,
+            progress=lambda r: bar.show_entries(r.entries, r.total, r.seconds),
+            stop=stop,
+        )
+    if json:
+        output.print_json(report.json() | {"source": str(old.location), "target": str(where)})
+    else:
+        _summary(report, where)
+    for document in report.changed:
+        output.say(f"changed meanwhile, not copied: {document}")
+    if report.interrupted:
+        output.say("Interrupted. Run the same command to go on.")
+        raise typer.Exit(130)
+    if report.changed:
+        raise typer.Exit(1)
+
+
+def _target(
+    source: Datastore, where: Location, storage: str | None, settings: list[str] | None
+) -> Datastore:
+    """Open the target, or make it, with the source's storage if its backend has that."""
+    from knnlm_store import registry
+    from knnlm_store.datastore import Datastore
+
+    backend = registry.connect(where)
+    kept = source.backend.spec().storage
+    if storage is None and kept in backend.storages and not backend.exists():
+        storage = kept
+    backend.close()
+    chosen = common.creation_options(settings)
+    return Datastore.open_or_create(where, source.manifest, storage, chosen)
+
+
+def _summary(report: CopyReport, where: Location) -> None:
+    typer.echo(f"documents: {report.copied} copied, {report.skipped} there already")
+    speed = report.entries / max(report.seconds, 1e-9)
+    typer.echo(
+        f"entries: {output.count(report.entries)} in {report.seconds:,.1f} s "
+        f"({output.count(speed)}/s)"
+    )
+    if report.index:
+        typer.echo(f"index: {report.index}")
+    if report.verified:
+        typer.echo(
+            f"verified: {output.count(report.verified['entries'])} entries counted, "
+            f"{report.verified['sample']} compared in full"
+        )
+    typer.echo(f"datastore: {where}")
