@@ -81,7 +81,7 @@ def estimate_temperature(store: Datastore) -> float:
 
     Samples 8 entries of each of 32 documents. 1.0 where there is nothing to measure.
     """
-    documents = [d for d in store.documents() if d.version is not None]
+    documents = sorted(store.documents(), key=lambda document: document.id)
     step = max(1, len(documents) // _DOCUMENTS)
     sample = documents[::step][:_DOCUMENTS]
     distances = np.concatenate(
@@ -95,13 +95,11 @@ def estimate_temperature(store: Datastore) -> float:
 
 def _distances(store: Datastore, document: DocumentRecord, leave_out: bool) -> Float32:
     """Squared distances of some of a document's entries to their 10th neighbour."""
-    version = document.version
-    if version is None:
-        return np.empty(0, np.float32)
-    batches = store.backend.scan(with_keys=True, documents=[version.number], batch_size=1024)
+    number = document.version.number
+    batches = store.backend.scan(with_keys=True, documents=[number], batch_size=1024)
     for entries in islice(batches, 1):
         queries = entries.keys[:: max(1, len(entries) // _ENTRIES)][:_ENTRIES]
-        within = DocumentFilter.leaving_out([version.number]) if leave_out else None
+        within = DocumentFilter.leaving_out([number]) if leave_out else None
         # stored keys, not hidden states: past whatever transform the datastore has
         found = store.backend.search(queries, _NEIGHBOUR, within=within)
         # a small datastore has fewer than ten: its farthest neighbour must do

@@ -1,14 +1,13 @@
 """Which documents a datastore holds, and how one version of a document replaces another.
 
-One record a document, `document/ID`. A change runs through states that are each safe to die in:
+One record a document, `document/ID`, written only by who holds the document's intent (see
+intents.py). A change runs through states that are each safe to die in:
 
-    begin    `intent` names the new version            (a run that finds it removes its entries)
+    claim    an intent names the new version           (whoever finds it abandoned undoes it)
     write    entries of the new version, flushed
-    commit   the version becomes the document's, the old one `stale`
-    settle   entries of the stale version removed, `stale` cleared
-
-An intent belongs to the writer that made it; others leave it alone while that writer's process
-lives, and the same process while the writer is at work.
+    commit   the version becomes the document's, the old one `stale`; entries of the stale
+             version removed, `stale` cleared
+    release  intent removed
 """
 
 from __future__ import annotations
@@ -17,23 +16,19 @@ import bisect
 import hashlib
 import itertools
 import json
-import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from knnlm_store import intents, writers
 from knnlm_store.backend import VectorBackend
 from knnlm_store.errors import StoreCorrupt, StoreError
+from knnlm_store.intents import Intent
 from knnlm_store.values import MAX_ID
 
 _PREFIX = "document/"
-# An intent of a process on another machine counts as abandoned after this many seconds.
-LEASE = 3600.0
-
-_serials = itertools.count()
-_at_work: set[str] = set()  # writers of this process whose intents are alive
+_TIDY_PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +41,16 @@ class Version:
     salt: int
     size: int
     at: float
-    writer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentRecord:
-    """A document in the catalog. `version` is None while its first version is being written."""
+    """A document in the catalog. stale: numbers of versions whose entries are still to go."""
 
     source: str
     name: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    version: Version | None = None
-    intent: Version | None = None
+    metadata: Mapping[str, Any]
+    version: Version
     stale: tuple[int, ...] = ()
 
     @property
@@ -74,12 +67,23 @@ class DocumentRecord:
         """Read a record. Raises StoreCorrupt."""
         try:
             fields = json.loads(value)
-            for key in ("version", "intent"):
-                fields[key] = Version(**fields[key]) if fields[key] else None
-            fields["stale"] = tuple(fields["stale"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+            version = Version(**fields.pop("version"))
+            return cls(version=version, stale=tuple(fields.pop("stale")), **fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"The catalog's record {name!r} cannot be read.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A document as it is to be; with_entries: False if only its metadata changes."""
+
+    document: DocumentRecord
+    with_entries: bool = field(default=True, kw_only=True)
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+        return self.document.id
 
 
 class Catalog:
@@ -87,7 +91,8 @@ class Catalog:
 
     def __init__(self, backend: VectorBackend) -> None:
         self._backend = backend
-        self._writer = f"{_me()}:{next(_serials)}"
+        self._writer = writers.new_name()
+        self._claimed: dict[str, Intent] = {}
         self._ranges: list[tuple[int, int]] = []
         self._documents = {document.id: document for document in scan(backend)}
         self._collect_ranges()
@@ -100,14 +105,6 @@ class Catalog:
         """Iterate over the documents."""
         return iter(self._documents.values())
 
-    def begin_writing(self) -> None:
-        """Have this object's intents count as alive until `end_writing`."""
-        _at_work.add(self._writer)
-
-    def end_writing(self) -> None:
-        """Leave whatever intents are left to the next `recover`, in this process or another."""
-        _at_work.discard(self._writer)
-
     def get(self, document: str) -> DocumentRecord | None:
         """Look a document up by its id."""
         return self._documents.get(document)
@@ -118,54 +115,122 @@ class Catalog:
         The number hashes document and content, so that the same content gets the same ids
         again; where the range would touch another version's, a salt is added and recorded.
         """
-        number, salt = self._number(document, digest, tokens)
-        bisect.insort(self._ranges, (number, number + tokens))
-        return Version(number, tokens, digest, salt, size, time.time(), self._writer)
-
-    def _number(self, document: str, digest: str, tokens: int) -> tuple[int, int]:
-        current = self._documents.get(document)
-        if current and current.intent and current.intent.digest == digest:
-            # another writer is at the same content: the same ids make both writes one
-            return current.intent.number, current.intent.salt
         for salt in itertools.count():
             number = _hash(document, digest, salt)
             if number + tokens < MAX_ID and self._is_free(number, tokens):
-                return number, salt
-        raise AssertionError
+                break
+        bisect.insort(self._ranges, (number, number + tokens))
+        return Version(number, tokens, digest, salt, size, time.time())
 
-    def put(self, documents: Iterable[DocumentRecord]) -> None:
-        """Write documents, each atomically."""
-        documents = list(documents)
-        self._backend.put_records({_PREFIX + d.id: d.encode() for d in documents})
-        self._documents.update((d.id, d) for d in documents)
+    # -- changing ------------------------------------------------------------------------------
 
-    def remove(self, documents: Iterable[str]) -> None:
-        """Remove the records of documents whose entries are gone."""
-        documents = list(documents)
-        self._backend.delete_records([_PREFIX + d for d in documents])
-        for document in documents:
-            self._documents.pop(document, None)
-        self._collect_ranges()
+    def begin_writing(self) -> None:
+        """Have what this object claims count as in hand until `end_writing`."""
+        writers.begin_work(self._writer)
 
-    def commit(self, documents: Iterable[DocumentRecord]) -> None:
-        """Make intents the documents' versions, then remove the entries of what they replace.
+    def end_writing(self) -> None:
+        """Leave what is still claimed to the next `recover`, in this process or another."""
+        writers.end_work(self._writer)
+        self._claimed.clear()
 
-        Raises StoreError, and commits nothing, if entries are missing that were written.
+    def claim(
+        self,
+        changes: Iterable[Change],
+        patience: float | None = None,
+        sleep: intents.Sleep = time.sleep,
+    ) -> set[str]:
+        """Make documents ours to change; gives the ids of those that other writers keep.
+
+        Removes what the dead left of them. patience, sleep: see intents.claim.
         """
-        changed = []
-        pairs = [(d, d.intent) for d in documents if d.intent is not None]
-        self._require_entries([intent for _, intent in pairs])
-        for document, intent in pairs:
-            old = (document.version.number,) if document.version else ()
-            version = replace(intent, at=time.time(), writer="")
-            changed.append(
-                replace(document, version=version, intent=None, stale=document.stale + old)
-            )
-        self.put(changed)
-        self._settle(changed)
+        wanted = [self._intent(change) for change in changes]
+        claims = intents.claim(self._backend, wanted, patience, sleep)
+        ours = [intent for intent in wanted if intent.document in claims.won]
+        self._claimed.update((intent.document, intent) for intent in ours)
+        self._undo(ours, claims.abandoned)
+        return {intent.document for intent in wanted} - claims.won
+
+    def renew(self) -> None:
+        """Tell writers elsewhere that the claims stand; raises StoreError if any was taken."""
+        intents.renew(self._backend, self._claimed.values())
+
+    def commit(self, changes: Iterable[Change]) -> None:
+        """Put claimed changes in force, then remove the entries of what they replace.
+
+        They stay claimed until `release`: both can be repeated where an answer got lost.
+        Raises StoreError, and commits nothing, if claims or entries are gone.
+        """
+        changes = list(changes)
+        intents.require(self._backend, (self._claimed[change.id] for change in changes))
+        now = self._read(change.id for change in changes)
+        new = [c for c in changes if c.with_entries and not _is_in_force(c, now)]
+        self._require_entries([change.document.version for change in new])
+        self._put([*_in_force(new, now), *_with_metadata(changes, now)])
+        self._settle(self._documents[c.id] for c in changes if c.id in self._documents)
+
+    def release(self, changes: Iterable[Change]) -> None:
+        """Give claims up whose changes are made."""
+        documents = [change.id for change in changes]
+        intents.remove(self._backend, (self._claimed[document] for document in documents))
+        for document in documents:
+            del self._claimed[document]
+
+    def recover(self) -> int:
+        """Undo what dead writers left half done; gives the number of documents mended."""
+        found = list(intents.scan(self._backend))
+        documents = {intent.document for intent in found if intent.is_abandoned}
+        documents |= {d.id for d in self if d.stale}
+        documents -= {intent.document for intent in found if not intent.is_abandoned}
+        if not documents:
+            return 0
+        mine = [Intent(d, 0, False, self._writer, time.time()) for d in sorted(documents)]
+        self.begin_writing()
+        try:
+            claims = intents.claim(self._backend, mine, _TIDY_PATIENCE)
+            ours = [intent for intent in mine if intent.document in claims.won]
+            self._undo(ours, claims.abandoned)
+            self._settle(self._read(intent.document for intent in ours).values())
+            intents.remove(self._backend, ours)
+        finally:
+            self.end_writing()
+        self._collect_ranges()
+        return len(ours)
+
+    def _intent(self, change: Change) -> Intent:
+        number = change.document.version.number
+        return Intent(change.id, number, change.with_entries, self._writer, time.time())
+
+    def _read(self, documents: Iterable[str]) -> dict[str, DocumentRecord]:
+        """Read records anew: other writers may have changed them before we claimed them."""
+        names = [_PREFIX + document for document in documents]
+        found = self._backend.get_records(names)
+        records = {name: DocumentRecord.decode(name, value) for name, value in found.items()}
+        now = {record.id: record for record in records.values()}
+        for name in names:
+            self._documents.pop(name.removeprefix(_PREFIX), None)
+        self._documents.update(now)
+        return now
+
+    def _put(self, documents: list[DocumentRecord]) -> None:
+        if documents:
+            self._backend.put_records({_PREFIX + d.id: d.encode() for d in documents})
+            self._documents.update((d.id, d) for d in documents)
+
+    def _undo(self, ours: list[Intent], abandoned: list[Intent]) -> None:
+        """Remove the entries that dead writers left of documents that are ours now.
+
+        Touches no record: a writer of the same version may be writing it.
+        """
+        if not abandoned:
+            return
+        now = self._read(intent.document for intent in abandoned)
+        kept = {record.version.number for record in now.values()}
+        kept |= {intent.number for intent in ours}
+        self._delete([i.number for i in abandoned if i.writes and i.number not in kept])
+        intents.remove(self._backend, abandoned)
 
     def _require_entries(self, versions: list[Version]) -> None:
-        """Notice that another process took these intents for abandoned ones and undid them."""
+        """Notice that entries which were written are not there to be committed."""
         if not versions:
             return
         found = self._backend.count([v.number for v in versions])
@@ -176,29 +241,21 @@ class Catalog:
                 hint="Run the same command again.",
             )
 
-    def recover(self) -> int:
-        """Undo abandoned intents and finish removals; gives the number of documents mended."""
-        undone = [d for d in self if d.intent and _abandoned(d.intent)]
-        if undone:
-            self._backend.delete([d.intent.number for d in undone if d.intent])
-            self._backend.flush()
-            self.remove(d.id for d in undone if d.version is None)
-            self.put(replace(d, intent=None) for d in undone if d.version is not None)
-        stale = [d for d in self if d.stale]
-        self._settle(stale)
-        self._collect_ranges()
-        return len({d.id for d in (*undone, *stale)})
+    def _settle(self, documents: Iterable[DocumentRecord]) -> None:
+        """Remove the entries of stale versions."""
+        with_stale = [document for document in documents if document.stale]
+        self._delete([number for document in with_stale for number in document.stale])
+        self._put([replace(d, stale=()) for d in with_stale])
 
-    def _settle(self, documents: list[DocumentRecord]) -> None:
-        with_stale = [d for d in documents if d.stale]
-        if with_stale:
-            self._backend.delete([number for d in with_stale for number in d.stale])
+    def _delete(self, numbers: list[int]) -> None:
+        if numbers:
+            self._backend.delete(numbers)
             self._backend.flush()
-            self.put(replace(d, stale=()) for d in with_stale)
 
     def _collect_ranges(self) -> None:
         """Forget the ranges of versions that are gone, so that their ids can be given again."""
-        self._ranges = sorted(span for document in self for span in _spans(document))
+        versions = (document.version for document in self)
+        self._ranges = sorted((v.number, v.number + v.tokens) for v in versions)
 
     def _is_free(self, number: int, tokens: int) -> bool:
         """Whether number..number + tokens, one unused id included, touches no known range."""
@@ -209,51 +266,34 @@ class Catalog:
 
 
 def scan(backend: VectorBackend) -> Iterator[DocumentRecord]:
-    """Iterate over the documents of a datastore, by id, in bounded memory."""
+    """Iterate over the documents of a datastore, in bounded memory."""
     for name, value in backend.scan_records(_PREFIX):
         yield DocumentRecord.decode(name, value)
 
 
-def _spans(document: DocumentRecord) -> Iterator[tuple[int, int]]:
-    """First id of each version of a document, and the id behind its last one."""
-    for version in (document.version, document.intent):
-        if version is not None:
-            yield version.number, version.number + version.tokens
+def _is_in_force(change: Change, now: Mapping[str, DocumentRecord]) -> bool:
+    """Whether a writer of the same content was first."""
+    known = now.get(change.id)
+    return known is not None and known.version.number == change.document.version.number
+
+
+def _in_force(new: list[Change], now: Mapping[str, DocumentRecord]) -> Iterator[DocumentRecord]:
+    for change in new:
+        old = now.get(change.id)
+        version = replace(change.document.version, at=time.time())
+        stale = (*old.stale, old.version.number) if old else ()
+        stale = tuple(n for n in stale if n != version.number)  # a text that came back
+        yield replace(change.document, version=version, stale=stale)
+
+
+def _with_metadata(
+    changes: list[Change], now: Mapping[str, DocumentRecord]
+) -> Iterator[DocumentRecord]:
+    for change in changes:
+        if _is_in_force(change, now):
+            yield replace(now[change.id], metadata=change.document.metadata)
 
 
 def _hash(document: str, digest: str, salt: int) -> int:
     content = json.dumps([document, digest, salt]).encode()
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") & MAX_ID
-
-
-def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def _started(pid: int) -> str:
-    """When a process started, so that a reused pid is not mistaken for it.
-
-    `-` if unknown, `dead` if it ended and only its parent has not noticed yet.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return "-"
-    return "dead" if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def _abandoned(intent: Version) -> bool:
-    process, _, _ = intent.writer.rpartition(":")
-    if process == _me():
-        return intent.writer not in _at_work
-    host, _, rest = process.rpartition(":")[0].rpartition(":")
-    if host != socket.gethostname():
-        return time.time() - intent.at > LEASE
-    try:
-        os.kill(int(rest), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return process.rpartition(":")[2] != _started(int(rest))

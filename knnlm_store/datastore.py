@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from knnlm_store import catalog, registry
@@ -43,19 +43,27 @@ class Datastore:
 
     @classmethod
     def open_or_create(
-        cls, uri: str | Location, manifest: Manifest, storage: str | None = None
+        cls,
+        uri: str | Location,
+        manifest: Manifest,
+        storage: str | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Datastore:
         """Open the datastore for the model that `manifest` describes, or make it.
 
         storage: how keys are kept, by default the backend's first choice; None accepts whatever
-        an existing datastore has. Raises StoreMismatch if another model wrote it, UsageError if
-        `storage` differs from the existing datastore's.
+        an existing datastore has. options: the backend's own settings for a new datastore; that
+        an existing one keeps its own is logged. Raises StoreMismatch if another model wrote it,
+        UsageError if `storage` differs from the existing datastore's, or for options that the
+        backend does not know.
         """
         location = registry.parse(uri) if isinstance(uri, str) else uri
         backend = registry.connect(location)
         try:
-            if not backend.exists():
-                spec = Spec(manifest.dimension, storage or backend.storages[0])
+            spec = Spec(manifest.dimension, storage or backend.storages[0], options or {})
+            if backend.exists():
+                _tell_unused(backend, location, spec)
+            else:
                 try:
                     backend.create(spec, manifest.records())
                 except StoreExists:
@@ -103,19 +111,18 @@ class Datastore:
         return self.backend.search(queries, k, within=within, freshness=freshness, timeout=timeout)
 
     def documents(self) -> Iterator[catalog.DocumentRecord]:
-        """Iterate over the catalog, by document id."""
+        """Iterate over the catalog, in any order."""
         return catalog.scan(self.backend)
 
     def info(self) -> dict[str, Any]:
         """Describe the datastore; counts are counted."""
         backend, manifest = self.backend, self.manifest
-        committed = sum(1 for d in self.documents() if d.version is not None)
         return {
             "name": self.location.name,
             "uri": str(self.location),
             "backend": self.location.scheme,
             "entries": backend.count(),
-            "documents": committed,
+            "documents": sum(1 for _ in self.documents()),
             "dimension": manifest.dimension,
             "storage": backend.spec().storage,
             "bytes": backend.size(),
@@ -142,6 +149,13 @@ class Datastore:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _tell_unused(backend: VectorBackend, location: Location, spec: Spec) -> None:
+    """Say that options came too late. Raises UsageError for those that no datastore takes."""
+    if spec.options:
+        backend.check_spec(spec)
+        _log.warning("%s exists already and keeps its own options.", location)
 
 
 def _read(backend: VectorBackend, location: Location) -> Manifest:

@@ -52,11 +52,11 @@ def estimate(
             result.problems.append(item)
             continue
         old = known.get(item.id) if known else None
-        if old and old.version and old.version.digest == digest_of(item):
+        if old and old.version.digest == digest_of(item):
             result.unchanged += 1
             continue
         tokens = model.encode(item.text)
-        if not len(tokens) and not (old and old.version):
+        if not len(tokens) and not old:
             continue
         result.documents += 1
         result.tokens += len(tokens)

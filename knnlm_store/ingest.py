@@ -14,7 +14,7 @@ from typing import Any
 
 from knnlm_store.backend import Indexed
 from knnlm_store.calibration import forget_temperature
-from knnlm_store.catalog import Catalog, DocumentRecord, Version
+from knnlm_store.catalog import Catalog, Change, DocumentRecord, Version
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.models import LanguageModel, to_numpy
@@ -50,10 +50,14 @@ class IngestReport:
 class _Job:
     """A document on its way through; done when all its windows are written."""
 
-    record: DocumentRecord
-    version: Version
+    change: Change
     text_tokens: Int64
-    open_windows: int
+    is_new: bool
+    open_windows: int = 0
+
+    @property
+    def version(self) -> Version:
+        return self.change.document.version
 
 
 @dataclass
@@ -64,7 +68,7 @@ class _Run:
     writer: DocumentWriter
     report: IngestReport
     stop: Callable[[], bool]
-    begun: set[str] = field(default_factory=set)
+    begun: dict[str, _Job] = field(default_factory=dict)
 
     def windows(self, corpus: Iterable[Document | Problem]) -> Iterator[Window[_Job]]:
         """Yield the windows of the documents that are new or changed."""
@@ -78,7 +82,7 @@ class _Run:
             self.report.bytes_read += item.size
             job = self._job(item)
             if job is not None:
-                self.writer.record(job.record)
+                self.writer.begin(job.change)
                 yield from self._cut(job)
 
     def _note(self, problem: Problem) -> None:
@@ -97,28 +101,23 @@ class _Run:
         digest = digest_of(document)
         known = self.catalog.get(document.id)
         metadata = dict(document.metadata)
-        if known and known.version and known.version.digest == digest:
+        if known and known.version.digest == digest:
             if known.metadata != metadata:
-                self.writer.record(replace(known, metadata=metadata))
+                change = Change(replace(known, metadata=metadata), with_entries=False)
+                self.writer.begin(change)
+                self.writer.done(change)
             self.report.skipped += 1
             return None
-        if known and known.intent and known.intent.digest != digest:
-            what = "Another process is writing this document; ingest it again afterwards."
-            self._note(Problem(document.id, what, failed=True))
-            return None
         tokens = self.model.encode(document.text)
-        if not len(tokens) and not (known and known.version):
+        if not len(tokens) and not known:
             self._note(Problem(document.id, "The document has no tokens.", failed=False))
             return None
         if not self.begun:  # now, for a killed run must not leave the old one behind
             forget_temperature(self.store)
-        self.begun.add(document.id)
         version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
-        old = known.version if known else None
-        record = DocumentRecord(
-            document.source, document.name, metadata, old, version, known.stale if known else ()
-        )
-        return _Job(record, version, tokens, 0)
+        record = DocumentRecord(document.source, document.name, metadata, version)
+        job = self.begun[document.id] = _Job(Change(record), tokens, is_new=known is None)
+        return job
 
     def _cut(self, job: _Job) -> Iterator[Window[_Job]]:
         cut = list(windows(job, self.model.document_start, job.text_tokens, self.model.window))
@@ -140,11 +139,23 @@ class _Run:
                 self._finish(job)
 
     def _finish(self, job: _Job) -> None:
-        self.writer.done(job.record)
-        if job.record.version is None:
+        self.writer.done(job.change)
+        if job.is_new:
             self.report.added += 1
         else:
             self.report.replaced += 1
+
+    def note_refused(self) -> None:
+        """Take back what was counted of documents that another writer kept."""
+        for document in sorted(self.writer.refused):
+            what = "Another process is writing this document; ingest it again afterwards."
+            self._note(Problem(document, what, failed=True))
+            if job := self.begun.get(document):
+                self.report.tokens -= len(job.text_tokens)
+                self.report.added -= job.is_new
+                self.report.replaced -= not job.is_new
+            else:
+                self.report.skipped -= 1
 
 
 def digest_of(document: Document) -> str:
@@ -179,6 +190,7 @@ def ingest(
             run.process(batch)
             report.seconds = time.monotonic() - started
             progress(report)
+    run.note_refused()
     if isinstance(store.backend, Indexed) and not report.interrupted:
         report.index = store.backend.build_index()
     if run.begun:  # a reader may have taken it meanwhile

@@ -36,6 +36,12 @@ def language_model(model: Any, tokenizer: Any) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def shared_model(tokenizer: Any) -> LanguageModel:
+    """The same model for many tests, none of which may change it."""
+    return LanguageModel.wrap(tiny_model("llama"), tokenizer, window=32)
+
+
+@pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its tokenizer, as a local folder."""
     folder = tmp_path_factory.mktemp("model")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from knnlm_store.catalog import Catalog, DocumentRecord
+from knnlm_store import intents, writers
+from knnlm_store.backend import VectorBackend
+from knnlm_store.catalog import DocumentRecord, Version
 from knnlm_store.corpus import Document
 from knnlm_store.datastore import Datastore
+from knnlm_store.intents import Intent
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Int64, Location, Spec
@@ -63,7 +67,6 @@ def assert_same(found: Datastore, expected: Datastore) -> None:
 
 def _timeless(record: DocumentRecord) -> tuple[Any, ...]:
     version = record.version
-    assert version is not None
     what = (version.number, version.tokens, version.digest, version.salt, version.size)
     return record.id, dict(record.metadata), what
 
@@ -71,11 +74,9 @@ def _timeless(record: DocumentRecord) -> tuple[Any, ...]:
 def assert_whole(store: Datastore) -> None:
     """Every committed token is there once, nothing else is, and nothing waits to be mended."""
     expected = []
+    assert list(intents.scan(store.backend)) == []
     for record in store.documents():
-        assert record.intent is None
         assert record.stale == ()
-        assert record.version is not None
-        assert record.version.writer == ""
         expected += [(record.version.number, p) for p in range(record.version.tokens)]
     entries = held(store)
     assert list(zip(entries.documents.tolist(), entries.positions.tolist(), strict=True)) == sorted(
@@ -100,11 +101,26 @@ def tokens_of(lm: LanguageModel, texts: Iterable[str]) -> list[list[int]]:
     return [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
+def a_version(number: int, tokens: int = 5) -> Version:
+    return Version(number, tokens, f"digest{number}", 0, 9, time.time())
+
+
+def record(name: str, number: int, tokens: int = 5, **fields: Any) -> DocumentRecord:
+    """A document in force, its metadata empty unless given."""
+    made = DocumentRecord("s", name, {}, a_version(number, tokens))
+    return replace(made, **fields)
+
+
+def put_documents(backend: VectorBackend, records: Iterable[DocumentRecord]) -> None:
+    """Write records past the catalog and its claims."""
+    backend.put_records({f"document/{r.id}": r.encode() for r in records})
+
+
 def bare(records: Iterable[DocumentRecord] = (), dimension: int = 4) -> MemoryBackend:
     """A datastore without a model, with these records of documents."""
     backend = MemoryBackend.connect(Location("memory", "", "memory"))
     backend.create(Spec(dimension), {})
-    Catalog(backend).put(records)
+    put_documents(backend, records)
     return backend
 
 
@@ -114,8 +130,12 @@ def some_entries(number: int, count: int, dimension: int = 4) -> Entries:
     return Entries(keys.astype(np.float32), positions + 7, positions * 0 + number, positions)
 
 
+def an_intent(document: str, number: int, writer: str, *, at: float | None = None) -> Intent:
+    return Intent(document, number, True, writer, time.time() if at is None else at)
+
+
 def dead_writer() -> str:
     """Name of a writer whose process has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return f"{socket.gethostname()}:{process.pid}:1:0"
+    return f"{writers._place()}:{process.pid}:1:0"

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import torch
 
-from knnlm_store import writer
+from knnlm_store import intents, writer
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import digest_of, ingest
 from knnlm_store.models import LanguageModel, load
@@ -63,7 +63,7 @@ class Telling(FaissBackend):
 def work(folder: Path, texts: Mapping[str, str], lm: LanguageModel, pipe: int) -> NoReturn:
     """What a child does."""
     try:
-        writer._GROUP_SECONDS, writer._BATCH, Telling.pipe = 0.05, 64, pipe
+        writer._GROUP_SECONDS, writer._BATCH, Telling.pipe = 0.05, 64 * 128, pipe
         with new_store(lm, f"faiss:{folder}") as made:
             backend = Telling.connect(made.location)
             ingest(corpus(texts), lm, Datastore(made.location, backend, made.manifest))
@@ -101,10 +101,11 @@ def state(folder: Path) -> str:
     new = {digest_of(d) for d in corpus(AFTER)} - {digest_of(d) for d in corpus(BEFORE)}
     with Datastore.open(f"faiss:{folder}") as store:
         records = list(store.documents())
+        in_hand = list(intents.scan(store.backend))
     return json.dumps(
         {
-            "intents": sum(d.intent is not None for d in records),
-            "committed": sum(d.version is not None and d.version.digest in new for d in records),
+            "intents": len(in_hand),
+            "committed": sum(d.version.digest in new for d in records),
             "changed": len(new),
         }
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from knnlm_store import intents
 from knnlm_store.calibration import (
     DEFAULT_K,
     DEFAULT_LMBDA,
@@ -16,26 +17,23 @@ from knnlm_store.calibration import (
     keep_temperature,
     stored_temperature,
 )
-from knnlm_store.catalog import Catalog, DocumentRecord, Version
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import StoreCorrupt, StoreNotWritable, UsageError
 from knnlm_store.ingest import ingest
 from knnlm_store.interpolation import Fixed
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Float32
-from tests.ingest_support import corpus, prose
+from tests.ingest_support import an_intent, corpus, prose, put_documents, record
 
 
 def fill(store: Datastore, documents: list[Float32], scale: float = 1.0) -> None:
     """Put documents made of given keys."""
-    known = Catalog(store.backend)
     for i, keys in enumerate(documents):
         number, n = 1000 * (i + 1), len(keys)
         positions = np.arange(n, dtype=np.int64)
         entries = Entries(keys * np.float32(scale), positions, positions * 0 + number, positions)
         store.backend.upsert(entries)
-        version = Version(number, n, "d", 0, 0, 0.0)
-        known.put([DocumentRecord("s", f"{i:04}", version=version)])
+        put_documents(store.backend, [record(f"{i:04}", number, n)])
 
 
 def random_keys(rng: np.random.Generator, lengths: list[int]) -> list[Float32]:
@@ -121,10 +119,8 @@ def test_documents_without_entries_and_uncommitted_ones(
 ) -> None:
     documents = random_keys(rng, [8] * 15)
     fill(memory_store, documents)
-    intent = Version(77_000, 5, "d", 0, 0, 0.0, "w")
-    empty = Version(88_000, 0, "d", 0, 0, 0.0)
-    records = [DocumentRecord("s", "z", intent=intent), DocumentRecord("s", "y", version=empty)]
-    Catalog(memory_store.backend).put(records)
+    intents.put(memory_store.backend, [an_intent("s/z", 77_000, "w")])
+    put_documents(memory_store.backend, [record("y", 88_000, 0)])
     expected = by_brute_force(documents)
     assert estimate_temperature(memory_store) == pytest.approx(expected, rel=0.005)
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from knnlm_store import intents
+from knnlm_store.datastore import Datastore
+from knnlm_store.intents import Intent
 from tests.cli_support import COMMAND, Run, documents, finish, python, run, spawn, write_corpus
 
 STORE = "faiss:stores/law"
@@ -88,7 +91,13 @@ def assert_completes(corpus: Path) -> None:
     assert done["store"]["entries"] == sum(map(len, MANY.values()))
     kept = documents(STORE)
     assert set(kept) == {f"law/{name}" for name in MANY}
-    assert all(d.version and not d.intent and not d.stale for d in kept.values())
+    assert not any(d.stale for d in kept.values())
+    assert in_hand() == []
+
+
+def in_hand() -> list[Intent]:
+    with Datastore.open(STORE) as store:
+        return list(intents.scan(store.backend))
 
 
 def test_ctrl_c_once_ends_cleanly(tmp_path: Path) -> None:
@@ -105,9 +114,9 @@ def test_ctrl_c_once_ends_cleanly(tmp_path: Path) -> None:
     assert report["interrupted"]
     kept = documents(STORE)
     assert 0 < len(kept) == report["documents"]["added"] < len(MANY)
-    assert all(d.version and not d.intent for d in kept.values())
+    assert in_hand() == []
     assert run("info", STORE, "--json").json()["entries"] == sum(
-        d.version.tokens for d in kept.values() if d.version
+        d.version.tokens for d in kept.values()
     )
     assert_completes(corpus)
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from knnlm_store import registry
-from knnlm_store.catalog import Catalog, DocumentRecord
+from knnlm_store import intents, registry
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.estimate import estimate
 from knnlm_store.ingest import ingest
 from knnlm_store.models import LanguageModel
-from tests.ingest_support import corpus, document, new_store, prose
+from tests.ingest_support import an_intent, corpus, dead_writer, document, new_store, prose
 
 TEXTS = {"a": prose(1, 70), "b": prose(2, 9), "c": prose(3, 33), "empty": ""}
 
@@ -44,9 +43,7 @@ def test_a_datastore_that_is_not_there(
 def test_what_changed_since(language_model: LanguageModel, uri: str) -> None:
     with new_store(language_model, uri) as store:
         ingest(corpus(TEXTS), language_model, store)
-        half_done = Catalog(store.backend)
-        version = half_done.new_version("s/z", "d", 5, 5)
-        half_done.put([DocumentRecord("s", "z", intent=version)])
+        intents.put(store.backend, [an_intent("s/c", 5, dead_writer())])  # a run was killed
         before = dict(store.backend.scan_records(""))
         changed = TEXTS | {"b": "", "c": "changed", "new": prose(9, 40)}
         told = estimate(corpus(changed), language_model, store.location)

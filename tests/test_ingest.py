@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knnlm_store.catalog import Catalog, DocumentRecord
+from knnlm_store import intents, writers
+from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import IngestReport, digest_of, ingest
 from knnlm_store.models import LanguageModel
 from tests.ingest_support import (
+    an_intent,
     assert_same,
     assert_whole,
+    bare,
     corpus,
     counted,
     document,
@@ -53,7 +56,6 @@ def test_each_token_follows_its_context(language_model: LanguageModel, filled: D
     """Entries of a document are its tokens in order; id + 1 is the next one of the same version."""
     entries = held(filled)
     for record, name in zip(filled.documents(), sorted(TEXTS), strict=True):
-        assert record.version is not None
         mine = entries[entries.documents == record.version.number]
         assert [mine.tokens.tolist()] == tokens_of(language_model, [TEXTS[name]])
         np.testing.assert_array_equal(np.diff(mine.ids), 1)
@@ -82,9 +84,7 @@ def test_changed_documents_are_replaced(language_model: LanguageModel, filled: D
     assert report.tokens == 55
     assert_whole(filled)
     for name in ("a", "d"):
-        version = old[name]
-        assert version is not None
-        assert filled.backend.count([version.number]) == 0
+        assert filled.backend.count([old[name].number]) == 0
     expected = new_store(language_model)
     ingest(corpus({**TEXTS, "d": "gone"}), language_model, expected)  # another way to get there
     ingest(corpus(changed), language_model, expected)
@@ -150,28 +150,67 @@ def test_one_id_twice_in_a_stream(language_model: LanguageModel, memory_store: D
     assert len(held(memory_store)) == 5
 
 
-def test_a_document_that_another_writer_has_in_hand(
-    language_model: LanguageModel, memory_store: Datastore
+@pytest.fixture
+def another_writer() -> Iterator[str]:
+    name = writers.new_name()
+    writers.begin_work(name)
+    yield name
+    writers.end_work(name)
+
+
+def number_of(text: str, name: str) -> int:
+    """The number of the version that this text makes."""
+    digest = digest_of(document(name, text))
+    return Catalog(bare()).new_version(f"s/{name}", digest, len(text), len(text)).number
+
+
+def test_documents_that_another_writer_has_in_hand(
+    language_model: LanguageModel,
+    memory_store: Datastore,
+    another_writer: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other content is left to the other writer; the same content goes to the same ids."""
-    theirs = Catalog(memory_store.backend)
-    theirs.begin_writing()
-    same = document("same", "the same")
-    for mine, text in ((document("other", "mine"), "their text"), (same, same.text)):
-        version = theirs.new_version(mine.id, digest_of(document("", text)), len(text), 0)
-        theirs.put([DocumentRecord("s", mine.name, intent=version)])
-    report = ingest([document("other", "mine"), same], language_model, memory_store)
-    theirs.end_writing()
-    assert (report.added, report.failed) == (1, 1)
-    assert report.problems[0].where == "s/other"
-    assert "Another process is writing this document" in report.problems[0].what
-    other, done = memory_store.documents()
-    assert other.intent is not None
-    assert done.version is not None
-    written = theirs.get(same.id)
-    assert written is not None
-    assert written.intent is not None
-    assert done.version.number == written.intent.number
+    """They are left to it, with what they have: new ones, changed ones, and their metadata."""
+    monkeypatch.setattr(intents, "PATIENCE", 0.3)
+    before = {"changed": prose(1, 40), "noted": "noted", "free": "before"}
+    ingest(corpus(before), language_model, memory_store)
+    kept = {d.id: d for d in memory_store.documents()}
+    theirs = [an_intent(f"s/{n}", 5, another_writer) for n in ("new", "changed", "noted")]
+    intents.put(memory_store.backend, theirs)
+    stream = [
+        document("new", "mine"),
+        document("changed", "mine"),
+        document("noted", "noted", language="en"),
+        document("free", "after"),
+    ]
+    report = ingest(stream, language_model, memory_store)
+    assert (report.added, report.replaced, report.skipped, report.failed) == (0, 1, 0, 3)
+    assert (report.tokens, report.mended) == (5, 0)
+    assert [problem.where for problem in report.problems] == ["s/changed", "s/new", "s/noted"]
+    assert {problem.what for problem in report.problems} == {
+        "Another process is writing this document; ingest it again afterwards."
+    }
+    now = {d.id: d for d in memory_store.documents()}
+    assert (now["s/changed"], now["s/noted"]) == (kept["s/changed"], kept["s/noted"])
+    assert "s/new" not in now
+    assert set(intents.scan(memory_store.backend)) == set(theirs)
+    intents.remove(memory_store.backend, theirs)
+    assert_whole(memory_store)
+    again = ingest(stream, language_model, memory_store)
+    assert (again.added, again.replaced, again.skipped, again.failed) == (1, 1, 2, 0)
+    assert_whole(memory_store)
+
+
+def test_the_same_text_in_another_writers_hands(
+    language_model: LanguageModel, memory_store: Datastore, another_writer: str
+) -> None:
+    """No rival: both write the same ids."""
+    theirs = an_intent("s/same", number_of("the same", "same"), another_writer)
+    intents.put(memory_store.backend, [theirs])
+    report = ingest([document("same", "the same")], language_model, memory_store)
+    assert (report.added, report.failed) == (1, 0)
+    assert list(intents.scan(memory_store.backend)) == [theirs]
+    assert next(memory_store.documents()).version.number == theirs.number
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
@@ -213,10 +252,8 @@ def test_an_exception_commits_nothing_and_is_mended_by_the_next_run(
     texts = {"a": prose(1, 100), "b": prose(2, 60), "c": prose(3, 60)}
     with pytest.raises(KeyboardInterrupt):
         ingest(corpus(texts), language_model, memory_store, progress=tired)
-    versions = {d.name: d.version for d in memory_store.documents()}
-    assert versions["a"] is not None
-    assert versions["a"].tokens == 6
-    assert versions["b"] is None
+    assert [(d.name, d.version.tokens) for d in memory_store.documents()] == [("a", 6)]
+    assert {intent.document for intent in intents.scan(memory_store.backend)} >= {"s/a", "s/b"}
     assert len(held(memory_store)) > 6
     report = ingest(corpus({"a": "after", "b": texts["b"]}), language_model, memory_store)
     assert report.mended >= 2

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from knnlm_store import catalog, writer
+from knnlm_store import intents, writer, writers
 from knnlm_store.calibration import keep_temperature
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import ingest
@@ -42,9 +43,18 @@ class Mortal(MemoryBackend):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
+        self.place = location
         self.left: int | None = None
         self.torn = False
         self.history: list[str] = []
+
+    def twin(self) -> Mortal:
+        """Another with the same contents."""
+        made = Mortal(self.place)
+        made.create(self.spec(), dict(self.scan_records("")))
+        for entries in self.scan(with_keys=True):
+            made.upsert(entries)
+        return made
 
     def _dies(self, what: str) -> bool:
         """Whether this change is the fatal one; raise if the end came before."""
@@ -70,13 +80,15 @@ class Mortal(MemoryBackend):
         self._end(self._dies("flush"))
 
     def put_records(self, records: Mapping[str, bytes]) -> None:
-        dies = self._dies("commit" if b'"writer": ""' in b"".join(records.values()) else "put")
+        settles = self.history[-2:] == ["delete", "flush"]
+        document = "settle" if settles else "commit"
+        dies = self._dies("claim" if min(records).startswith("intent/") else document)
         some = list(records.items())[: max(1, len(records) // 2) * self.torn]
         super().put_records(dict(some) if dies else records)
         self._end(dies)
 
     def delete_records(self, names: Sequence[str]) -> None:
-        dies = self._dies("delete_records")
+        dies = self._dies("release" if min(names).startswith("intent/") else "forget")
         super().delete_records(names[: len(names) * self.torn] if dies else names)
         self._end(dies)
 
@@ -113,14 +125,14 @@ def test_killed_at_each_change(
 ) -> None:
     """Before the n-th change to the datastore or halfway through it, for every n."""
     monkeypatch.setattr(writer, "_GROUP_SECONDS", together)
-    monkeypatch.setattr(writer, "_BATCH", 8)
-    host, pid, _, _ = dead_writer().rsplit(":", 3)
+    monkeypatch.setattr(writer, "_BATCH", 1)
+    process, _, _ = dead_writer().rpartition(":")
     last: Counter[str] = Counter()
     for n in range(1, 200):
         store, backend = survivor(language_model)
         backend.left, backend.torn = n, torn
         with monkeypatch.context() as in_another_process:
-            in_another_process.setattr(catalog, "_me", lambda: f"{host}:{pid}:1")
+            in_another_process.setattr(writers, "_me", lambda: process)
             try:
                 ingest(corpus(AFTER), language_model, store, batch_tokens=64)
             except KilledError:
@@ -134,20 +146,39 @@ def test_killed_at_each_change(
     else:
         pytest.fail("the run never ended")
     assert n > 12
-    assert set(last) == {"upsert", "delete", "flush", "put", "commit", "delete_records"}
+    each = {"claim", "upsert", "flush", "commit", "delete", "settle", "release", "forget"}
+    assert set(last) == each
 
 
+def kill_at(change: str, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Mortal:
+    """A datastore whose second ingest died halfway through its second change of a kind."""
+    monkeypatch.setattr(writer, "_GROUP_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "_BATCH", 1)
+    store, rehearsal = survivor(lm)
+    rehearsal.left = 10_000
+    ingest(corpus(AFTER), lm, store)
+    first = rehearsal.history.index(change)
+    store, backend = survivor(lm)
+    backend.left, backend.torn = rehearsal.history.index(change, first + 1) + 1, True
+    with pytest.raises(KilledError):
+        ingest(corpus(AFTER), lm, store)
+    assert backend.history[-1] == change
+    backend.left = None
+    return backend
+
+
+@pytest.mark.parametrize("change", ["upsert", "commit", "release"])
 def test_killed_while_mending(
-    language_model: LanguageModel, expected: Datastore, monkeypatch: pytest.MonkeyPatch
+    language_model: LanguageModel,
+    expected: Datastore,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
     """A second kill at each change of the next run, whatever it is about."""
-    monkeypatch.setattr(writer, "_GROUP_SECONDS", 0.0)
-    first = 9
+    first = kill_at(change, language_model, monkeypatch)
     for n in range(1, 200):
-        store, backend = survivor(language_model)
-        backend.left = first
-        with pytest.raises(KilledError):
-            ingest(corpus(AFTER), language_model, store)
+        backend = first.twin()
+        store = Datastore(backend.place, backend, language_model.manifest())
         backend.left = n
         try:
             report = ingest(corpus(AFTER), language_model, store)
@@ -166,21 +197,16 @@ def test_documents_that_went_away_meanwhile(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the killed run had in hand is undone, even if nobody names it again."""
-    monkeypatch.setattr(writer, "_BATCH", 8)
-    partly = 0
-    for n in (6, 7, 8):  # among the writes: the first five are about records
-        store, backend = survivor(language_model)
-        before = held(store)
-        backend.left, backend.torn = n, True
-        with pytest.raises(KilledError):
-            ingest(corpus(AFTER), language_model, store)
-        backend.left = None
-        assert any(d.intent for d in store.documents())
-        partly += store.backend.count() > len(before)
-        assert ingest([], language_model, store).mended
-        assert_whole(store)
-        assert held(store).ids.tolist() == before.ids.tolist()
-    assert partly
+    backend = kill_at("upsert", language_model, monkeypatch)
+    store = Datastore(backend.place, backend, language_model.manifest())
+    in_force = {document.version.number for document in store.documents()}
+    entries = held(store)
+    assert list(intents.scan(backend))
+    assert not np.isin(entries.documents, list(in_force)).all()
+    assert ingest([], language_model, store).mended
+    assert_whole(store)
+    before = entries[np.isin(entries.documents, list(in_force))]
+    assert held(store).ids.tolist() == before.ids.tolist()
 
 
 def test_killed_by_the_system(saved_model: Path, tmp_path: Path) -> None:
