@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from knnlm_store.cli import options, output
 from knnlm_store.errors import StoreCorrupt, StoreMismatch, StoreNotFound, UsageError
 
 if TYPE_CHECKING:
+    from knnlm_store.backend import VectorBackend
     from knnlm_store.values import Location
 
 StoreArgument = Annotated[
@@ -104,10 +104,8 @@ def rm(
     location = registry.parse(store)
     backend = registry.connect(location)
     try:
-        with suppress(StoreCorrupt, StoreMismatch):  # what cannot be opened can still go
-            backend.spec()
-        if not yes and not typer.confirm(f"Remove {location} and all its entries?", err=True):
-            raise typer.Exit(1)
+        if not yes and _may_hold_entries(backend):
+            typer.confirm(f"Remove {location} and all its entries?", err=True, abort=True)
         backend.drop()
     except StoreNotFound as error:
         error.hint = f"See what there is: knnlm-store ls {place_of(location)}"
@@ -115,6 +113,14 @@ def rm(
     finally:
         backend.close()
     typer.echo(f"removed {location}")
+
+
+def _may_hold_entries(backend: VectorBackend) -> bool:
+    """Whether there is something to lose; what cannot be opened can still go."""
+    try:
+        return backend.exists()  # one that was never finished does not exist, but can go as well
+    except (StoreCorrupt, StoreMismatch):
+        return True
 
 
 def compact(store: StoreArgument) -> None:

@@ -1,0 +1,5 @@
+"""Qdrant adapter: a datastore on a server, `qdrant://HOST:PORT/NAME`, or in a local folder."""
+
+from knnlm_store_qdrant.backend import QdrantBackend
+
+__all__ = ["QdrantBackend"]

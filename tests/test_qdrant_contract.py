@@ -1,0 +1,77 @@
+"""The contract over the wire, through local mode, and on a server elsewhere if there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from knnlm_store import registry
+from knnlm_store.testing import BackendSuite
+from knnlm_store.testing.abilities import Abilities
+from knnlm_store.testing.base import Place, Scratch
+from knnlm_store.testing.truth import DIMENSION
+from knnlm_store.values import Location, Spec
+from knnlm_store_qdrant import QdrantBackend
+from tests.qdrant_support import LocalBackend, LocalMode
+
+ELSEWHERE = os.environ.get("KNNLM_TEST_QDRANT_URL")
+"""A server to run the suite against, as qdrant://HOST:PORT or qdrants://HOST:PORT."""
+
+
+class IndexedEarly(QdrantBackend):
+    """Has segments of one kilobyte indexed, so that the suite meets an index."""
+
+    indexed_kilobytes = 1
+
+
+class TestEmbedded(BackendSuite):
+    adapter = QdrantBackend
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def location(cls, tmp_path_factory: pytest.TempPathFactory) -> Location:
+        return Location("qdrant", str(tmp_path_factory.mktemp("qdrant")), "")
+
+
+class TestEmbeddedIndexed(Abilities):
+    adapter = IndexedEarly
+    recall = 0.97
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def location(cls, tmp_path_factory: pytest.TempPathFactory) -> Location:
+        return Location("qdrant", str(tmp_path_factory.mktemp("qdrant")), "")
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact", "ignore:Payload indexes have no")
+class TestLocalMode(BackendSuite):
+    adapter = LocalBackend
+    storages = ("float32",)  # it keeps no other, whatever it is asked for
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def location(cls) -> Iterator[Location]:
+        LocalBackend.server = LocalMode()
+        yield Location("qdrant", "memory", "", network=True)
+        del LocalBackend.server
+
+    @pytest.fixture
+    @classmethod
+    def shared(cls, place: Place, storage: str) -> Scratch:
+        """A datastore for each test: in local mode deleted points slow all that follows."""
+        return Scratch(place, Spec(DIMENSION, storage))
+
+
+if ELSEWHERE:
+
+    class TestElsewhere(BackendSuite):
+        adapter = QdrantBackend
+        recall = 0.97
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def location(cls) -> Location:
+            assert ELSEWHERE is not None
+            return registry.parse_root(ELSEWHERE)
