@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.qdrant_engine_support import alone
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -37,10 +39,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands(place: Path, saved_model: Path) -> None:
     """Every command of the first block, in order, with a tiny model in place of the hub's."""
-    commands = [line.split("#")[0] for line in block("sh").splitlines() if line.startswith("knnlm")]
-    assert len(commands) == 6
-    environment = {**os.environ, "PATH": PATH, "KNNLM_STORE_MODEL": str(saved_model)}
-    for command in commands:
+    run_all(commands("sh"), place, saved_model)
+    assert not (place / "stores" / "law").exists()
+
+
+def test_the_commands_on_a_server(place: Path, saved_model: Path, tmp_path: Path) -> None:
+    """Those of the second block, with Qdrant's engine in place of a server."""
+    with alone(tmp_path / "engine", "--port", "0") as (_, said):
+        here = f"127.0.0.1:{said['port']}"
+        moved = [command.replace("localhost:6333", here) for command in commands("bash")]
+        run_all(moved, place, saved_model, KNNLM_STORE_URL=f"http://{here}")
+    assert (place / "backup" / "law").exists()
+
+
+def commands(language: str) -> list[str]:
+    found = [
+        line.split("#")[0] for line in block(language).splitlines() if line.startswith("knnlm")
+    ]
+    assert len(found) >= 5
+    return found
+
+
+def run_all(chosen: list[str], place: Path, model: Path, **variables: str) -> None:
+    environment = {**os.environ, "PATH": PATH, "KNNLM_STORE_MODEL": str(model), **variables}
+    for command in chosen:
         done = subprocess.run(
             command,
             shell=True,
@@ -52,7 +74,6 @@ def test_the_commands(place: Path, saved_model: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, (command, done.stderr)
-    assert not (place / "stores" / "law").exists()
 
 
 def test_the_python_lines(
