@@ -52,7 +52,6 @@ class _Job:
 
     change: Change
     text_tokens: Int64
-    is_new: bool
     open_windows: int = 0
 
     @property
@@ -68,7 +67,8 @@ class _Run:
     writer: DocumentWriter
     report: IngestReport
     stop: Callable[[], bool]
-    begun: dict[str, _Job] = field(default_factory=dict)
+    begun: dict[str, tuple[bool, int]] = field(default_factory=dict)
+    """Documents to whether they are new and their number of tokens."""
 
     def windows(self, corpus: Iterable[Document | Problem]) -> Iterator[Window[_Job]]:
         """Yield the windows of the documents that are new or changed."""
@@ -116,8 +116,8 @@ class _Run:
             forget_temperature(self.store)
         version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
         record = DocumentRecord(document.source, document.name, metadata, version)
-        job = self.begun[document.id] = _Job(Change(record), tokens, is_new=known is None)
-        return job
+        self.begun[document.id] = known is None, len(tokens)
+        return _Job(Change(record), tokens)
 
     def _cut(self, job: _Job) -> Iterator[Window[_Job]]:
         cut = list(windows(job, self.model.document_start, job.text_tokens, self.model.window))
@@ -140,7 +140,8 @@ class _Run:
 
     def _finish(self, job: _Job) -> None:
         self.writer.done(job.change)
-        if job.is_new:
+        is_new, _ = self.begun[job.change.id]
+        if is_new:
             self.report.added += 1
         else:
             self.report.replaced += 1
@@ -150,10 +151,11 @@ class _Run:
         for document in sorted(self.writer.refused):
             what = "Another process is writing this document; ingest it again afterwards."
             self._note(Problem(document, what, failed=True))
-            if job := self.begun.get(document):
-                self.report.tokens -= len(job.text_tokens)
-                self.report.added -= job.is_new
-                self.report.replaced -= not job.is_new
+            if document in self.begun:
+                is_new, tokens = self.begun[document]
+                self.report.tokens -= tokens
+                self.report.added -= is_new
+                self.report.replaced -= not is_new
             else:
                 self.report.skipped -= 1
 

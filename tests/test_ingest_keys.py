@@ -97,7 +97,9 @@ def test_memory_does_not_grow_with_the_corpus(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Documents pass through and keys lie on disk; what stays is a record of each document."""
-    monkeypatch.setattr(writer, "_BATCH", 128)  # full soon, so that short runs are like long ones
+    monkeypatch.setattr(
+        writer, "_BATCH", 128 * 32 * 4
+    )  # full soon, so that short runs are like long ones
     monkeypatch.setattr(writer, "_DEPTH", 2)
     lm = LanguageModel.wrap(model, tokenizer, window=256)
 

@@ -23,7 +23,7 @@ from knnlm_store.interpolation import Fixed as FixedAtHome
 ROOT = Path(__file__).parent.parent
 ADAPTERS = [f"adapters/knnlm_store_{name}" for name in ("faiss", "milvus", "qdrant")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"knnlm_store", "knnlm_store_faiss"}
+OURS = {"knnlm_store", *(Path(adapter).name for adapter in ADAPTERS)}
 
 
 def build(kind: str, target: Path) -> Path:

@@ -16,6 +16,7 @@ from knnlm_store.values import (
     Entries,
     Location,
     Neighbours,
+    Spec,
     check_dimension,
 )
 
@@ -38,11 +39,11 @@ def int64(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 def test_extremes_pass_the_check() -> None:
     good = entries()
-    good.check(4)
-    replace(good, tokens=int64(0, 65_536, MAX_TOKEN)).check(4)
-    replace(good, documents=int64(0, MAX_ID - 2, 5), positions=int64(0, 2, 9)).check(4)
-    replace(good, keys=np.full((3, 4), -4e18, np.float32)).check(4)
-    entries(n=0).check(4)
+    good.check(Spec(4))
+    replace(good, tokens=int64(0, 65_536, MAX_TOKEN)).check(Spec(4))
+    replace(good, documents=int64(0, MAX_ID - 2, 5), positions=int64(0, 2, 9)).check(Spec(4))
+    replace(good, keys=np.full((3, 4), -4e18, np.float32)).check(Spec(4))
+    entries(n=0).check(Spec(4))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_extremes_pass_the_check() -> None:
 )
 def test_what_may_not_be_written(spoilt: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(InvalidEntries) as refusal:
-        replace(entries(), **spoilt).check(4)
+        replace(entries(), **spoilt).check(Spec(4))
     assert str(refusal.value) == message
 
 
