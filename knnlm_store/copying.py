@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from knnlm_store.backend import Indexed, VectorBackend
+from knnlm_store.backend import VectorBackend
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog, Change, DocumentRecord
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import StoreCorrupt
 from knnlm_store.manifest import RECORDS
-from knnlm_store.values import Entries, Float32
+from knnlm_store.retry import build_index
+from knnlm_store.values import Entries
+from knnlm_store.verifying import verify
 from knnlm_store.writer import DocumentWriter
 
 _GROUP = 16 * 1024 * 1024  # bytes of keys that are read at once, unless a document is larger
-_SAMPLE = 256
+_DOCUMENTS = 1000  # in a group, at most: some are empty
+_BATCH = 4 * 1024 * 1024  # bytes of keys that a scan reads at once
 _BOOKKEEPING = ("document/", "intent/")
-# Largest error of a value that a storage may bring, in parts of the key's largest value.
-ROUNDING = {"float32": 1e-6, "float16": 1e-3, "int8": 1e-2}
 
 
 @dataclass
@@ -82,11 +82,12 @@ def copy(
             report.seconds = time.monotonic() - started
             progress(report)
     report.changed += sorted(writer.refused)
+    if report.changed:
+        Catalog(target.backend).recover()  # what was written of them goes
     if not report.interrupted:
         if len(catalog) == len(documents):
             _copy_records(source.backend, target.backend)
-        if isinstance(target.backend, Indexed):
-            report.index = target.backend.build_index()
+        report.index = build_index(target.backend)
         settled = [document for document in documents if document.id not in report.changed]
         report.verified = verify(source, target, settled, seed)
     report.seconds = time.monotonic() - started
@@ -101,12 +102,12 @@ def _is_there(document: DocumentRecord, catalog: Catalog) -> bool:
 
 
 def _groups(documents: list[DocumentRecord], dimension: int) -> Iterator[list[DocumentRecord]]:
-    """Put documents together up to `_GROUP` bytes of keys."""
+    """Put documents together up to `_GROUP` bytes of keys, and `_DOCUMENTS`."""
     group: list[DocumentRecord] = []
     size = 0
     for document in documents:
         bytes_ = document.version.tokens * dimension * 4
-        if group and size + bytes_ > _GROUP:
+        if group and (size + bytes_ > _GROUP or len(group) == _DOCUMENTS):
             yield group
             group, size = [], 0
         group.append(document)
@@ -125,20 +126,19 @@ def _copy_group(
     if len(group) == 1:
         _stream(source, writer, group[0], report)
         return
-    numbers = [document.version.number for document in group]
-    read = list(source.scan(with_keys=True, documents=numbers))
-    found = np.concatenate([entries.documents for entries in read]) if read else np.empty(0)
-    whole = [d for d in group if int((found == d.version.number).sum()) == d.version.tokens]
-    report.changed += [document.id for document in group if document not in whole]
-    changes = [Change(document) for document in whole]
-    for change in changes:
+    read = list(_scan(source, group, report))
+    numbers, counts = np.unique(np.concatenate([e.documents for e in read]), return_counts=True)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    whole = [Change(d) for d in group if found.get(d.version.number, 0) == d.version.tokens]
+    wanted = [change.document.version.number for change in whole]
+    report.changed += sorted({d.id for d in group} - {change.id for change in whole})
+    for change in whole:
         writer.begin(change)
     for entries in read:
-        wanted = entries[np.isin(entries.documents, [d.version.number for d in whole])]
-        if len(wanted):
-            writer.put(wanted)
-            report.entries += len(wanted)
-    for change in changes:
+        part = entries[np.isin(entries.documents, wanted)]
+        if len(part):
+            writer.put(part)
+    for change in whole:
         writer.done(change)
     report.copied += len(whole)
 
@@ -146,14 +146,32 @@ def _copy_group(
 def _stream(
     source: VectorBackend, writer: DocumentWriter, document: DocumentRecord, report: CopyReport
 ) -> None:
-    """Copy one document, which may be larger than memory."""
+    """Copy one document, which may be larger than memory; one that changed is left undone."""
     change = Change(document)
     writer.begin(change)
-    for entries in source.scan(with_keys=True, documents=[document.version.number]):
-        writer.put(entries)
+    found = 0
+    for entries in _scan(source, [document], report):
+        found += len(entries)
+        if len(entries):
+            writer.put(entries)
+    if found == document.version.tokens:
+        writer.done(change)
+        report.copied += 1
+    else:
+        report.changed.append(document.id)
+
+
+def _scan(
+    source: VectorBackend, documents: list[DocumentRecord], report: CopyReport
+) -> Iterator[Entries]:
+    """Read the entries of documents, with at least one batch, which may be empty."""
+    dimension = source.spec().dimension
+    size = max(1, _BATCH // (4 * dimension))
+    numbers = np.array([document.version.number for document in documents], np.int64)
+    yield Entries(np.empty((0, dimension), np.float32), *[numbers[:0]] * 3)
+    for entries in source.scan(with_keys=True, documents=numbers, batch_size=size):
         report.entries += len(entries)
-    writer.done(change)
-    report.copied += 1
+        yield entries
 
 
 def _copy_records(source: VectorBackend, target: VectorBackend) -> None:
@@ -165,65 +183,3 @@ def _copy_records(source: VectorBackend, target: VectorBackend) -> None:
     }
     if others:
         target.put_records(others)
-
-
-def verify(
-    source: Datastore, target: Datastore, documents: list[DocumentRecord], seed: int = 0
-) -> dict[str, int]:
-    """Compare counts, and a sample of entries in full; gives how many of each were compared.
-
-    Raises StoreCorrupt naming what differs.
-    """
-    expected = sum(document.version.tokens for document in documents)
-    found = target.backend.count([document.version.number for document in documents])
-    if found != expected:
-        raise StoreCorrupt(
-            f"{target.location} holds {found} of {expected} entries.",
-            hint="Run the same command again.",
-        )
-    compared = 0
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(documents))[: _SAMPLE // 8]
-    for document in (documents[i] for i in order):
-        compared += _compare_some(source, target, document)
-    return {"entries": found, "sample": compared}
-
-
-def _compare_some(source: Datastore, target: Datastore, document: DocumentRecord) -> int:
-    number = document.version.number
-    size = min(1024, max(8, document.version.tokens))
-    ours = next(source.backend.scan(with_keys=True, documents=[number], batch_size=size), None)
-    if ours is None:
-        return 0
-    rows = np.linspace(0, len(ours) - 1, min(8, len(ours))).astype(np.int64)
-    ours = ours[rows]
-    theirs = _same_entries(target.backend, number, ours)
-    storages = {store.backend.spec().storage for store in (source, target)}
-    tolerance = max(ROUNDING.get(storage, 1e-2) for storage in storages)
-    same = (theirs.tokens == ours.tokens).all() and _near(theirs.keys, ours.keys, tolerance)
-    if not same:
-        raise StoreCorrupt(
-            f"Entries of {document.id} differ between {source.location} and {target.location}.",
-            hint=f"Remove the copy and copy again: knnlm-store rm {target.location}",
-        )
-    return len(ours)
-
-
-def _same_entries(backend: VectorBackend, number: int, wanted: Entries) -> Entries:
-    """Read the entries with the ids of `wanted`, in its order."""
-    found: list[Entries] = []
-    for entries in backend.scan(with_keys=True, documents=[number]):
-        part = entries[np.isin(entries.ids, wanted.ids)]
-        if len(part):
-            found.append(part)
-    everything = Entries.concatenate(found) if found else wanted[:0]
-    order = np.argsort(everything.ids)
-    everything = everything[order]
-    if not np.array_equal(everything.ids, np.sort(wanted.ids)):
-        raise StoreCorrupt(f"Entries of the document number {number} are missing from the copy.")
-    return everything[np.argsort(np.argsort(wanted.ids))]
-
-
-def _near(found: Float32, expected: Float32, tolerance: float) -> bool:
-    largest = np.abs(expected).max(axis=1, keepdims=True)
-    return bool((np.abs(found - expected) <= tolerance * largest + 1e-12).all())

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from knnlm_store.backend import Indexed
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog, Change, DocumentRecord, Version
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.models import LanguageModel, to_numpy
+from knnlm_store.retry import build_index
 from knnlm_store.values import Int64
 from knnlm_store.windows import Batch, Window, batches, windows
 from knnlm_store.writer import DocumentWriter
@@ -25,12 +25,16 @@ from knnlm_store.writer import DocumentWriter
 
 @dataclass
 class IngestReport:
-    """What a run did. `tokens` counts new entries; `mended` documents a killed run had left."""
+    """What a run did. `tokens` counts new entries; `mended` documents a killed run had left.
+
+    refused: those of the failed that another writer kept.
+    """
 
     added: int = 0
     replaced: int = 0
     skipped: int = 0
     failed: int = 0
+    refused: int = 0
     tokens: int = 0
     bytes_read: int = 0
     seconds: float = 0.0
@@ -148,6 +152,7 @@ class _Run:
 
     def note_refused(self) -> None:
         """Take back what was counted of documents that another writer kept."""
+        self.report.refused = len(self.writer.refused)
         for document in sorted(self.writer.refused):
             what = "Another process is writing this document; ingest it again afterwards."
             self._note(Problem(document, what, failed=True))
@@ -193,8 +198,8 @@ def ingest(
             report.seconds = time.monotonic() - started
             progress(report)
     run.note_refused()
-    if isinstance(store.backend, Indexed) and not report.interrupted:
-        report.index = store.backend.build_index()
+    if not report.interrupted:
+        report.index = build_index(store.backend)
     if run.begun:  # a reader may have taken it meanwhile
         forget_temperature(store)
     report.seconds = time.monotonic() - started

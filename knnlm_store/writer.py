@@ -10,16 +10,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-import tenacity
 
 from knnlm_store.backend import VectorBackend
 from knnlm_store.catalog import Catalog, Change, Version
-from knnlm_store.errors import KnnlmError
+from knnlm_store.retry import retrying
 from knnlm_store.values import Entries, Float32, Int64
 from knnlm_store.writers import RENEW
 
@@ -54,7 +54,7 @@ class DocumentWriter:
     """
 
     def __init__(
-        self, backend: VectorBackend, catalog: Catalog, give_up_after: float = 120.0
+        self, backend: VectorBackend, catalog: Catalog, give_up_after: float | None = None
     ) -> None:
         self._backend, self._catalog = backend, catalog
         self.refused: set[str] = set()
@@ -66,16 +66,7 @@ class DocumentWriter:
         self._finished: list[Change] = []
         self._refused_numbers: set[int] = set()
         self._committed_at = self._renewed_at = time.monotonic()
-        self._retry = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(give_up_after)
-            | tenacity.stop_when_event_set(self._abort),
-            sleep=tenacity.sleep_using_event(self._abort),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, KnnlmError) and error.retryable
-            ),
-            reraise=True,
-        )
+        self._retry = retrying(give_up_after, self._abort)
         self._thread = threading.Thread(target=self._run, name="knnlm-writer", daemon=True)
 
     def begin(self, change: Change) -> None:
@@ -128,14 +119,22 @@ class DocumentWriter:
     def _next(self) -> _Item | None:
         """Wait for an item, and meanwhile keep what is claimed from counting as abandoned."""
         while True:
-            wait = self._renewed_at + RENEW - time.monotonic()
-            try:
-                if wait > 0:
-                    return self._queue.get(timeout=wait)
-            except queue.Empty:
-                pass
+            self._guard(self._retry, self._renew)
+            idle = self._error is not None or self._abort.is_set()
+            wait = RENEW if idle else self._renewed_at + RENEW - time.monotonic()
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=max(0.001, wait))
+
+    def _renew(self) -> None:
+        """Renew the claims, if it is time."""
+        if time.monotonic() - self._renewed_at >= RENEW:
+            self._catalog.renew()
             self._renewed_at = time.monotonic()
-            self._guard(self._retry, self._catalog.renew)
+
+    def _upsert(self, entries: Entries) -> None:
+        """Write; after an outage that outlasted a lease, only if the claims still stand."""
+        self._renew()
+        self._backend.upsert(entries)
 
     def _guard(self, step: Callable[..., None], *args: Any) -> None:
         if self._error is None and not self._abort.is_set():
@@ -182,7 +181,7 @@ class DocumentWriter:
             entries = Entries.concatenate(self._pending)
             held_back = np.isin(entries.documents, list(but))
             self._pending = [entries[held_back]]
-            self._retry(self._backend.upsert, entries[~held_back])
+            self._retry(self._upsert, entries[~held_back])
 
     def _commit(self) -> None:
         self._write_pending()

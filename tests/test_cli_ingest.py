@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from knnlm_store import intents
+from knnlm_store.catalog import Catalog, Change
+from knnlm_store.datastore import Datastore
 from tests.cli_support import TEXTS, contents, documents, files, run, write_corpus
 
 STORE = "faiss:stores/law"
@@ -183,3 +187,26 @@ def test_settings_of_a_new_datastore_are_kept_by_the_next_run(corpus: Path) -> N
     facts = run("info", STORE, "--json").json()
     assert [facts[name] for name in ("window", "key", "storage")] == [64, "lm_head_input", "int8"]
     assert counts(run("ingest", "--store", STORE, corpus, *chosen, "--json").json())[2] == 3
+
+
+def test_a_document_that_another_writer_has(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named and left to the other; the exit code has a Job run again, the rest is done."""
+    monkeypatch.setattr(intents, "PATIENCE", 0.1)
+    assert run("ingest", "--store", STORE, corpus).code == 0
+    (corpus / "a.txt").write_text("Mine.")
+    (corpus / "b.md").write_text("Also changed.")
+    with Datastore.open(STORE) as store:
+        theirs = Catalog(store.backend)
+        known = theirs.get("law/a.txt")
+        assert known is not None
+        theirs.begin_writing()
+        version = theirs.new_version("law/a.txt", "other text", 3, 3)
+        assert not theirs.claim([Change(replace(known, version=version))])
+        done = run("ingest", "--store", STORE, corpus, "--json")
+        theirs.end_writing()
+    assert done.code == 1
+    assert counts(json.loads(done.out)) == [0, 1, 1, 1]
+    assert json.loads(done.out)["refused"] == 1
+    assert "failed: law/a.txt: Another process is writing this document" in done.err
+    again = run("ingest", "--store", STORE, corpus, "--json").json()
+    assert counts(again) == [0, 1, 2, 0]

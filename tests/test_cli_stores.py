@@ -95,3 +95,12 @@ def test_compact() -> None:
     assert done.out.startswith(f"{size / 1024:,.1f} KiB before, ")
     assert run("info", STORE, "--json").json()["bytes"] < size - 200 * 2 * 32
     assert contents(STORE) == before
+
+
+def test_compact_builds_the_index_of_a_server(place: Path) -> None:
+    """Of backends that compact by themselves; it needs no model, unlike an ingest."""
+    assert run("copy", STORE, f"qdrant:{place}/engine/law").code == 0
+    done = run("compact", f"qdrant:{place}/engine/law")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("index: ")
+    assert run("compact", "memory:").code == 1

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knnlm_store import copying, writer
+from knnlm_store import copying, verifying, writer
 from knnlm_store.calibration import keep_temperature, stored_temperature
-from knnlm_store.copying import copy, verify
+from knnlm_store.copying import copy
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import StoreCorrupt
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Int64, Location
+from knnlm_store.verifying import verify
 from tests.ingest_support import assert_same, assert_whole, corpus, held, new_store, prose, store_of
 
 TEXTS = {f"{i:02}": prose(i, 20 + 9 * i) for i in range(14)}
@@ -52,7 +53,7 @@ def test_copies_everything(
         copied = held(target)
         assert copied.ids.tolist() == before.ids.tolist()
         assert copied.tokens.tolist() == before.tokens.tolist()
-        allowed = copying.ROUNDING[storage] * np.abs(before.keys).max()
+        allowed = verifying.ROUNDING[storage] * np.abs(before.keys).max()
         np.testing.assert_allclose(copied.keys, before.keys, rtol=0, atol=allowed)
         np.testing.assert_array_equal(held(source).keys, before.keys)
         again = copy(source, target)
@@ -171,6 +172,50 @@ def test_a_copy_that_differs_is_noticed(
     with pytest.raises(StoreCorrupt, match="differ between") as caught:
         copy(source, target)
     assert caught.value.hint == "Remove the copy and copy again: knnlm-store rm memory:"
+
+
+def test_a_large_document_that_changes_meanwhile_is_left_undone(
+    source: Datastore, language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is streamed, and found short at its end; what was written of it goes again."""
+    monkeypatch.setattr(copying, "_GROUP", 1)
+    victim = next(d for d in source.documents() if d.name == "11")
+    kept, number = list(source.documents()), victim.version.number
+    left = held(source)[: 10**6]
+    half = left[(left.documents == number) & (left.positions < 20)]
+    monkeypatch.setattr(source, "documents", lambda: iter(kept))
+    source.backend.delete([number])
+    source.backend.upsert(half)
+    target = new_store(language_model)
+    report = copy(source, target)
+    assert report.changed == [victim.id]
+    assert report.copied == len(TEXTS) - 1
+    assert target.backend.count([number]) == 0
+    assert_whole(target)
+    assert {d.name for d in target.documents()} == {*TEXTS} - {"11"}
+
+
+def test_the_sample_reaches_the_end_of_a_document(language_model: LanguageModel) -> None:
+    """Tokens that are wrong far behind the first ones are noticed."""
+    source, target = new_store(language_model), new_store(language_model)
+    target.location = Location("memory", "", "other")
+    ingest(corpus({"long": prose(3, 1500)}), language_model, source)
+    copy(source, target)
+    entries = held(target)
+    tail = entries[entries.positions >= 300]
+    target.backend.upsert(replace(tail, tokens=tail.tokens + 1))
+    with pytest.raises(StoreCorrupt, match="Entries of s/long differ"):
+        copy(source, target)
+
+
+def test_empty_documents_are_copied(language_model: LanguageModel) -> None:
+    """A document that became empty has a record and no entries; groups of them end."""
+    source, target = new_store(language_model), new_store(language_model)
+    texts = {f"{i}": "text" for i in range(5)}
+    ingest(corpus(texts), language_model, source)
+    ingest(corpus(dict.fromkeys(texts, "")), language_model, source)
+    assert copy(source, target).copied == 5
+    assert copy(source, target).skipped == 5
 
 
 def test_a_copy_that_lost_entries_is_noticed(

@@ -109,6 +109,14 @@ def test_a_writer_at_work_is_no_fault(tmp_path: Path) -> None:
     assert named(report, "catalog").message.endswith("1 documents are being written")
 
 
+def test_a_commit_between_the_two_counts_is_no_fault(tmp_path: Path) -> None:
+    """The entries were counted before it, the documents after it: it is counted again."""
+    with Datastore.open(filled(tmp_path, 300, 200)) as store:
+        assert checks.catalog(store, 300).status == "ok"
+        lose_entries(store)
+        assert checks.catalog(store, store.backend.count()).status == "warning"
+
+
 def test_entries_written_meanwhile_are_no_fault(tmp_path: Path) -> None:
     """They are no queries, and far away: recall stays, and the report says what happened."""
     uri = filled(tmp_path, 300, 200)

@@ -11,7 +11,7 @@ import pytest
 
 from knnlm_store import intents, writer, writers
 from knnlm_store.catalog import Catalog, Change, scan
-from knnlm_store.errors import BackendUnavailable
+from knnlm_store.errors import BackendUnavailable, StoreError
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.values import Entries
 from knnlm_store.writer import DocumentWriter
@@ -197,3 +197,27 @@ def test_a_backend_that_comes_back_while_others_are_waited_for(
     assert numbers(backend) == {100, 200}
     assert np.unique(np.concatenate([e.ids for e in backend.scan()])).size == 10
     assert list(intents.scan(backend)) == []
+
+
+def test_nothing_is_written_after_a_lease_that_was_lost(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage outlasts it, others take the document: the repeated write would be nobody's."""
+    monkeypatch.setattr(writer, "RENEW", 0.0)
+    put, tries = backend._upsert, []
+
+    def upsert(entries: Entries) -> None:
+        tries.append(len(entries))
+        if len(tries) == 1:
+            for intent in list(intents.scan(backend)):
+                intents.remove(backend, [intent])  # as whoever took the document does
+            raise BackendUnavailable("down")
+        put(entries)
+
+    monkeypatch.setattr(backend, "_upsert", upsert)
+    known = Catalog(backend)
+    told = pytest.raises(StoreError, match="Another process took over 1 of the documents")
+    with told, DocumentWriter(backend, known) as at_work:
+        write(at_work, "a", 100)
+    assert tries == [5]
+    assert backend.count() == 0

@@ -215,6 +215,8 @@ def _ingest(
     if report.interrupted:
         output.say("Interrupted. Run the same command to go on.")
         raise typer.Exit(130)
+    if report.refused:  # so that a Job is run again
+        raise typer.Exit(1)
     if report.failed and not (report.added or report.replaced or report.skipped):
         raise typer.Exit(1)
 

@@ -124,21 +124,23 @@ def _may_hold_entries(backend: VectorBackend) -> bool:
 
 
 def compact(store: StoreArgument) -> None:
-    """Drop deleted entries from disk and rebuild the index."""
+    """Drop deleted entries from disk and build the index, where the backend leaves that to us."""
     from knnlm_store.backend import Compactable, Indexed
     from knnlm_store.datastore import Datastore
 
     with Datastore.open(store) as opened:
         backend = opened.backend
-        if not isinstance(backend, Compactable):
+        if not isinstance(backend, Compactable | Indexed):
             raise UsageError(
                 f"The backend {opened.location.scheme} needs no compaction.",
                 hint="There is nothing to do.",
             )
         before = backend.size()
         with output.status("compacting"):
-            backend.compact()
+            if isinstance(backend, Compactable):
+                backend.compact()
             index = backend.build_index() if isinstance(backend, Indexed) else None
-        typer.echo(f"{output.size(before)} before, {output.size(backend.size())} after")
-        if index:
-            typer.echo(f"index: {index}")
+        if isinstance(backend, Compactable):
+            typer.echo(f"{output.size(before)} before, {output.size(backend.size())} after")
+        if index or isinstance(backend, Indexed):
+            typer.echo(f"index: {index or 'nothing to build'}")
