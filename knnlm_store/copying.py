@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from knnlm_store import intents
 from knnlm_store.backend import VectorBackend
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog, Change, DocumentRecord
@@ -32,7 +33,10 @@ _BOOKKEEPING = ("document/", "intent/")
 
 @dataclass
 class CopyReport:
-    """What a copy did. `total` and `entries` count entries; `changed` names documents to redo."""
+    """What a copy did. `total` and `entries` count entries; `changed` names documents to redo.
+
+    unfinished: changes in the source that were under way, or that a killed run had left.
+    """
 
     copied: int = 0
     skipped: int = 0
@@ -42,6 +46,7 @@ class CopyReport:
     interrupted: bool = False
     verified: dict[str, int] = field(default_factory=dict)
     index: str | None = None
+    unfinished: int = 0
     changed: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def copy(
     catalog.recover()
     documents = sorted(source.documents(), key=lambda document: document.id)
     missing = [document for document in documents if not _is_there(document, catalog)]
+    report.unfinished = sum(1 for _ in intents.scan(source.backend))
     report.skipped = len(documents) - len(missing)
     report.total = sum(document.version.tokens for document in missing)
     if missing:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from knnlm_store import catalog, registry
+from knnlm_store import catalog, intents, registry
 from knnlm_store.backend import Indexed, VectorBackend
 from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
 from knnlm_store.manifest import RECORDS, Manifest
@@ -38,7 +38,11 @@ class Datastore:
         except BaseException as error:
             backend.close()
             if isinstance(error, StoreNotFound):
-                error.hint = f"Make it with: knnlm-store ingest --store {location} FOLDER"
+                place = str(location).removesuffix("/" + location.name)
+                error.hint = (
+                    f"Make it with: knnlm-store ingest --store {location} FOLDER, "
+                    f"or see what there is: knnlm-store ls {place}"
+                )
             raise
 
     @classmethod
@@ -123,6 +127,7 @@ class Datastore:
             "backend": self.location.scheme,
             "entries": backend.count(),
             "documents": sum(1 for _ in self.documents()),
+            "unfinished": sum(1 for intent in intents.scan(backend) if intent.is_abandoned),
             "dimension": manifest.dimension,
             "storage": backend.spec().storage,
             "bytes": backend.size(),

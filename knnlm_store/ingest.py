@@ -27,7 +27,8 @@ from knnlm_store.writer import DocumentWriter
 class IngestReport:
     """What a run did. `tokens` counts new entries; `mended` documents a killed run had left.
 
-    refused: those of the failed that another writer kept.
+    bytes_read: of the corpus that was dealt with. refused: those of the failed that another
+    writer kept.
     """
 
     added: int = 0
@@ -83,9 +84,10 @@ class _Run:
             if isinstance(item, Problem):
                 self._note(item)
                 continue
-            self.report.bytes_read += item.size
             job = self._job(item)
-            if job is not None:
+            if job is None:
+                self.report.bytes_read += item.size
+            else:
                 self.writer.begin(job.change)
                 yield from self._cut(job)
 
@@ -138,6 +140,8 @@ class _Run:
             keys = to_numpy(hidden[row, window.new - window.begin : window.end - window.begin])
             self.writer.write(job.version, window.new, keys, window.targets)
             self.report.tokens += len(window.targets)
+            share = len(window.targets) / len(job.text_tokens)
+            self.report.bytes_read += round(job.version.size * share)
             job.open_windows -= 1
             if not job.open_windows:
                 self._finish(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from importlib.metadata import EntryPoint, entry_points
 
 from knnlm_store.backend import VectorBackend
@@ -10,6 +11,7 @@ from knnlm_store.errors import MissingDependency, UnknownBackend, UsageError
 from knnlm_store.values import Location
 
 GROUP = "knnlm_store.backends"
+_SERVER = re.compile(r"[A-Za-z0-9.-]+:\d+")
 
 
 def parse(uri: str) -> Location:
@@ -24,6 +26,11 @@ def parse(uri: str) -> Location:
             "A datastore's URI must not hold credentials.",
             hint="Set them in the environment; see the backend's page.",
         )
+    if scheme in ("http", "https"):
+        raise UsageError(
+            f"{uri!r} does not say which backend is there.",
+            hint=f"Write qdrant:{rest} or milvus:{rest}; with TLS qdrants: or milvuss:.",
+        )
     if not colon or not scheme.isidentifier():
         raise UsageError(
             f"{uri!r} is not a datastore.",
@@ -33,9 +40,16 @@ def parse(uri: str) -> Location:
         return Location(scheme, "", rest or "memory")
     root, slash, name = rest.removeprefix("//").rstrip("/").rpartition("/")
     if name in ("", ".", "..") or (network and not root):
+        place = "//HOST:PORT" if network else "PATH"
+        example = f"{rest.rstrip('/')}/law" if network else "stores/law"
         raise UsageError(
             f"{uri!r} names no datastore.",
-            hint=f"Write {scheme}:PATH/NAME, for example {scheme}:stores/law.",
+            hint=f"Write {scheme}:{place}/NAME, for example {scheme}:{example}.",
+        )
+    if not network and _SERVER.fullmatch(root):
+        raise UsageError(
+            f"{uri!r} is a folder named {root}, which looks like a server.",
+            hint=f"Write {scheme}://{root}/{name}, or {scheme}:./{root}/{name} for the folder.",
         )
     return Location(scheme, root or slash or ".", name, network)
 
@@ -53,11 +67,13 @@ def parse_root(uri: str) -> Location:
 def short_form(backend: str, name: str, url: str | None = None) -> Location:
     """Build a location from a backend's name, a datastore's name and a place.
 
-    url: a folder, or `host:port` behind `//`, `http://` or `https://`; by default the backend's
-    own choice. https is the backend's scheme with an s. Raises UnknownBackend, UsageError if the
-    backend has no default place.
+    url: a folder, or `host:port`, also behind `//`, `http://` or `https://`; by default the
+    backend's own choice. https is the backend's scheme with an s. Raises UnknownBackend,
+    UsageError if the backend has no default place.
     """
     root = url or load(backend).default_root
+    if _SERVER.fullmatch(root) and load(backend).remote:
+        root = f"//{root}"
     if root.startswith(("http://", "https://")):
         backend += "s" if root.startswith("https") else ""
         root = root.partition(":")[2]

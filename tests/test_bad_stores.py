@@ -65,7 +65,10 @@ def test_a_datastore_that_does_not_exist(name: str, made: Path) -> None:
     arguments = command(name, store=uri) if name in WITH_MODEL else (name, uri)
     expected = "See what there is: knnlm-store ls faiss:stores"
     if name != "rm":
-        expected = f"Make it with: knnlm-store ingest --store {uri} FOLDER"
+        expected = (
+            f"Make it with: knnlm-store ingest --store {uri} FOLDER, "
+            "or see what there is: knnlm-store ls faiss:stores"
+        )
     message = f"There is no datastore at {made}/stores/nowhere."
     assert run(*arguments).failure() == (1, message, expected)
 

@@ -42,7 +42,7 @@ def test_copy_and_copy_again(made: Path, saved_model: Path) -> None:
     assert lines[0] == "documents: 3 copied, 0 there already"
     assert lines[1].startswith(f"entries: {total:,} in ")
     assert lines[2] == f"verified: {total:,} entries counted, 24 compared in full"
-    assert lines[3] == "datastore: faiss:backup/law"
+    assert lines[3] == "datastore: faiss:backup/law, keys as float16"
     again = run("copy", SOURCE, "faiss:backup/law", "--json").json()
     assert again["documents"] == {"copied": 0, "skipped": 3}
     assert again["verified"]["entries"] == total

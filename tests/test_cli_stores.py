@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from knnlm_store import intents
+from knnlm_store.datastore import Datastore
+from knnlm_store.intents import Intent
 from tests.cli_support import TEXTS, contents, run, write_corpus
 
 STORE = "faiss:stores/law"
@@ -72,7 +75,12 @@ def test_rm_asks(place: Path) -> None:
     asked = run("rm", STORE, stdin=b"n\n")
     assert asked.code == 1
     assert f"Remove {STORE} and all its entries? [y/N]" in asked.err
-    assert run("rm", STORE).code == 1  # nobody there to answer
+    nobody = run("rm", STORE)  # there to answer
+    assert (nobody.code, nobody.out) == (1, "")
+    assert nobody.err.splitlines()[1:] == [
+        "error: Nothing was removed.",
+        "Add --yes to remove it without being asked.",
+    ]
     assert run("info", STORE).code == 0
     removed = run("rm", STORE, stdin=b"y\n")
     assert (removed.code, removed.out.strip()) == (0, f"removed {STORE}")
@@ -104,3 +112,16 @@ def test_compact_builds_the_index_of_a_server(place: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("index: ")
     assert run("compact", "memory:").code == 1
+
+
+def test_info_tells_what_is_unfinished() -> None:
+    """Entries that no document owns are a killed run's, until the next ingest removes them."""
+    assert run("info", STORE, "--json").json()["unfinished"] == 0
+    with Datastore.open(STORE) as store:
+        intents.put(store.backend, [Intent("law/a.txt", 7, True, "", 0.0)])
+    assert run("info", STORE, "--json").json()["unfinished"] == 1
+    copied = run("copy", STORE, "faiss:stores/copy")
+    assert copied.code == 0
+    assert copied.err == (
+        "1 documents of the source are unfinished and were left out; ingest there again.\n"
+    )

@@ -66,6 +66,46 @@ def test_parse_refuses_what_has_no_name(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        (
+            "qdrant://host:6333",
+            "Write qdrant://HOST:PORT/NAME, for example qdrant://host:6333/law.",
+        ),
+        (
+            "qdrant:localhost:6333/law",
+            "Write qdrant://localhost:6333/law, or qdrant:./localhost:6333/law for the folder.",
+        ),
+        (
+            "http://localhost:6333/law",
+            "Write qdrant://localhost:6333/law or milvus://localhost:6333/law; "
+            "with TLS qdrants: or milvuss:.",
+        ),
+    ],
+)
+def test_what_is_meant_for_a_server_is_told_so(uri: str, hint: str) -> None:
+    """A server must not become a folder of that name, made without a word."""
+    with pytest.raises(UsageError) as refusal:
+        registry.parse(uri)
+    assert refusal.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("url", "uri"),
+    [
+        (None, "qdrant://localhost:6333/law"),
+        ("localhost:6400", "qdrant://localhost:6400/law"),
+        ("//host:6400/", "qdrant://host:6400/law"),
+        ("http://host:6400", "qdrant://host:6400/law"),
+        ("https://host:443/path", "qdrants://host:443/path/law"),
+        ("stores", "qdrant:stores/law"),
+    ],
+)
+def test_places_of_the_short_form(url: str | None, uri: str) -> None:
+    assert str(registry.short_form("qdrant", "law", url)) == uri
+
+
+@pytest.mark.parametrize(
     "uri",
     [
         "qdrant://user:hunter2@host:6333/law",

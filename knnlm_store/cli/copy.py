@@ -53,6 +53,7 @@ def copy(
         output.progress("copy", None) as bar,
         stop_on_interrupt() as stop,
     ):
+        kept = new.backend.spec().storage
         report = run(
             old,
             new,
@@ -62,7 +63,12 @@ def copy(
     if json:
         output.print_json(report.json() | {"source": str(old.location), "target": str(where)})
     else:
-        _summary(report, where)
+        _summary(report, where, kept)
+    if report.unfinished:
+        output.say(
+            f"{report.unfinished} documents of the source are unfinished and were left out; "
+            "ingest there again."
+        )
     for document in report.changed:
         output.say(f"changed meanwhile, not copied: {document}")
     if report.interrupted:
@@ -88,7 +94,7 @@ def _target(
     return Datastore.open_or_create(where, source.manifest, storage, chosen)
 
 
-def _summary(report: CopyReport, where: Location) -> None:
+def _summary(report: CopyReport, where: Location, storage: str) -> None:
     typer.echo(f"documents: {report.copied} copied, {report.skipped} there already")
     speed = report.entries / max(report.seconds, 1e-9)
     typer.echo(
@@ -102,4 +108,4 @@ def _summary(report: CopyReport, where: Location) -> None:
             f"verified: {output.count(report.verified['entries'])} entries counted, "
             f"{report.verified['sample']} compared in full"
         )
-    typer.echo(f"datastore: {where}")
+    typer.echo(f"datastore: {where}, keys as {storage}")

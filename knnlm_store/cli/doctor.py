@@ -112,6 +112,8 @@ def _watch(what: str, entries: int, batches: Iterable[Entries]) -> Iterator[Entr
 def _tell(report: Report) -> None:
     """Write a line for each check, and its hint below."""
     width = max(len(check.name) for check in report.checks)
+    if report.checks[0].status == "failed":  # then all others say the same
+        report.checks[1:] = []
     for check in report.checks:
         typer.echo(f"{check.status:<{_STATUSES}}  {check.name:<{width}}  {check.message}")
         if check.hint:

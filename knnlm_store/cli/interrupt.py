@@ -21,9 +21,11 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             # Waits for no write or retry that is under way: a run may be killed at any instant.
             output.restore_terminal()
+            output.clear_line()
             output.say("Stopped. Run the same command to go on.")
             os._exit(130)
         asked = True
+        output.clear_line()
         output.say("Stopping after the documents in hand; Ctrl-C again to stop at once.")
 
     before = signal.signal(signal.SIGINT, handle)

@@ -48,7 +48,8 @@ Url = Annotated[
         STORE,
         "With --backend: the folder or server that holds the datastores.",
         envvar="KNNLM_STORE_URL",
-        show_default="the backend's own place; for faiss the folder stores",
+        show_default="the folder stores for faiss, localhost:6333 for qdrant, localhost:19530 for "
+        "milvus",
     ),
 ]
 CreationOptions = Annotated[

@@ -84,6 +84,12 @@ def restore_terminal() -> None:
     console().show_cursor(True)
 
 
+def clear_line() -> None:
+    """Take back the line that a progress display is drawing."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")
+
+
 def status(text: str) -> AbstractContextManager[Any]:
     """Show what is going on, while it goes on, on a terminal."""
     from rich.text import Text

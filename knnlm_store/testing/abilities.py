@@ -93,6 +93,26 @@ class Abilities(Base):
         assert not place.open(alias).exists()
         assert second.count() == 5
 
+    def test_dropping_takes_the_aliases_along(self, place: Place, location: Location) -> None:
+        """Those of that datastore only; and a new one may have the alias's name."""
+        (_, first), (_, second) = self._two(place)
+        if not (isinstance(first, Aliased) and isinstance(second, Aliased)):
+            pytest.skip("no aliases")
+        gone, left = place.new_name(), place.new_name()
+        first.set_alias(gone)
+        second.set_alias(left)
+        first.drop()
+        assert not first.exists()
+        known = type(first).aliases(location)
+        assert gone not in known
+        assert left in known
+        assert not place.open(gone).exists()
+        with pytest.raises(StoreNotFound):
+            type(first).remove_alias(replace(location, name=gone))
+        place.open(gone).create(Spec(DIMENSION, self.default_storage), {"name": b"new"})
+        assert place.open(gone).get_records(["name"]) == {"name": b"new"}
+        assert place.open(left).get_records(["name"]) == {"name": b"second"}
+
     def test_an_alias_is_no_datastores_name(self, place: Place, location: Location) -> None:
         """Neither is a datastore hidden behind an alias, nor removed as one."""
         (_, first), (taken, second) = self._two(place)
