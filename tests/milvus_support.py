@@ -5,15 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pymilvus import MilvusException
 
 from knnlm_store.values import Entries, Float32, Location, Spec
 from knnlm_store_milvus import MilvusBackend
+from knnlm_store_milvus import lite as files
 from tests.milvus_server import TOKEN, MilvusProcess, started
+from tests.proxies import Moods, grpc_proxy
 
 DIMENSION = 8
 
@@ -48,10 +53,39 @@ def lite(tmp_path: Path) -> Location:
     return Location("milvus", str(tmp_path / "file.db"), "law")
 
 
+@contextmanager
+def served(location: Location) -> Iterator[tuple[Location, Moods]]:
+    """A datastore in a file of Milvus Lite as if on a server, behind a proxy."""
+    path = Path(location.root)
+    uri = files.acquire(path)
+    try:
+        with grpc_proxy(uri.removeprefix("http://")) as moods:
+            yield Location("milvus", moods.address, location.name, network=True), moods
+    finally:
+        files.release(path)
+
+
 def created(location: Location, spec: Spec | None = None) -> MilvusBackend:
     store = MilvusBackend.connect(location)
     store.create(spec or Spec(DIMENSION), {"manifest": b"m"})
     return store
+
+
+def refuse_aliased(store: MilvusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the client refuse to drop a collection that has aliases, as newer servers do."""
+    client = store._connected()._client
+    drop = client.drop_collection
+
+    def refuse(name: str, **options: Any) -> None:
+        if aliases := client.list_aliases(name)["aliases"]:
+            raise MilvusException(
+                65535,
+                f"unable to drop the collection [{name}] because it has associated aliases"
+                f" {aliases}, please remove all aliases before dropping the collection",
+            )
+        drop(name, **options)
+
+    monkeypatch.setattr(client, "drop_collection", refuse)
 
 
 def of_keys(keys: Float32, number: int = 1) -> Entries:

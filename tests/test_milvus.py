@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 from knnlm_store.errors import BackendUnavailable, StoreCorrupt, UsageError
 from knnlm_store.values import Location, Spec
-from knnlm_store_milvus import MilvusBackend, naming
+from knnlm_store_milvus import MilvusBackend, naming, place
 from knnlm_store_milvus.indexes import Plan, parse_mark
 from knnlm_store_milvus.place import Place
+from tests.qdrant_front import certificate
 
 ODD = ["9", "a__b", "a_", "_a", "a-b.c", "déjà/vu", "__records", "A__records", "日本", "_5f", " "]
 
@@ -43,10 +45,10 @@ def test_place_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     (tmp_path / "token").write_text("user:secret\n")
     monkeypatch.setenv("KNNLM_MILVUS_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("KNNLM_MILVUS_TIMEOUT", "2.5")
-    place = Place.of(Location("milvus", "db.example:1234/laws", "law", network=True))
-    assert (place.uri, place.database) == ("http://db.example:1234", "laws")
-    assert (place.token, place.timeout, place.lite) == ("user:secret", 2.5, None)
-    assert "secret" not in repr(place)
+    found = Place.of(Location("milvus", "db.example:1234/laws", "law", network=True))
+    assert (found.uri, found.database) == ("http://db.example:1234", "laws")
+    assert (found.token, found.timeout, found.lite) == ("user:secret", 2.5, None)
+    assert "secret" not in repr(found)
     assert Place.of(Location("milvuss", "[::1]", "law", network=True)).uri == "https://[::1]:19530"
     monkeypatch.setenv("KNNLM_MILVUS_TOKEN", "key")
     assert Place.of(Location("milvus", "localhost", "law", network=True)).token == "key"
@@ -74,7 +76,79 @@ def test_environment_that_cannot_be(monkeypatch: pytest.MonkeyPatch, name: str, 
     monkeypatch.delenv("KNNLM_MILVUS_TOKEN", raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=name):
+        Place.of(Location("milvuss", "localhost:1", "law", network=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"root:S3cret\nroot:S3cret\n", "characters that no token may have"),
+    ],
+    ids=["missing", "binary", "empty", "blank", "two-lines"],
+)
+def test_token_files_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.delenv("KNNLM_MILVUS_TOKEN", raising=False)
+    monkeypatch.setenv("KNNLM_MILVUS_TOKEN_FILE", str(file))
+    with pytest.raises(UsageError, match=words) as told:
+        MilvusBackend.connect(Location("milvus", "localhost:1", "law", network=True))
+    assert str(file) in str(told.value)
+    assert told.value.hint
+    assert "S3cret" not in str(told.value) + told.value.hint
+
+
+def test_token_of_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNNLM_MILVUS_TOKEN", "root:S3cret\nroot:S3cret")
+    with pytest.raises(UsageError, match="What KNNLM_MILVUS_TOKEN holds is no token") as told:
         Place.of(Location("milvus", "localhost:1", "law", network=True))
+    assert "S3cret" not in str(told.value) + told.value.hint
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_authorities_that_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("KNNLM_MILVUS_CA", str(file))
+    with pytest.raises(UsageError, match="is no file of certificates"):
+        MilvusBackend.connect(Location("milvuss", "localhost:1", "law", network=True))
+
+
+def test_authority_that_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pem, _ = certificate(tmp_path, "ours")
+    monkeypatch.setenv("KNNLM_MILVUS_CA", str(pem))
+    assert Place.of(Location("milvuss", "localhost:1", "law", network=True)).ca == str(pem)
+    assert Place.of(Location("milvus", "localhost:1", "law", network=True)).ca == ""
+
+
+def test_token_without_tls_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(place, "_warned", set())
+    monkeypatch.delenv("KNNLM_MILVUS_CA", raising=False)
+    monkeypatch.setenv("KNNLM_MILVUS_TOKEN", "root:S3cret")
+    caplog.set_level(logging.DEBUG)
+    for root in ("localhost:1", "127.0.0.2", "[::1]:6333"):
+        Place.of(Location("milvus", root, "law", network=True))
+    Place.of(Location("milvuss", "far.example", "law", network=True))
+    assert caplog.text == ""
+    for _ in range(2):
+        Place.of(Location("milvus", "far.example", "law", network=True))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "The token goes to far.example:19530 unencrypted; with TLS write milvuss:// instead."
+    )
 
 
 def test_file_of_lite_has_its_suffix(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from knnlm_store.errors import StoreCorrupt, StoreError, StoreExists, StoreNotFo
 from knnlm_store.values import DocumentFilter, Location, Spec
 from knnlm_store_milvus import MilvusBackend, connection, entries, records
 from knnlm_store_milvus.indexes import Plan
-from tests.milvus_support import DIMENSION, created, keys, lite, of_keys
+from tests.milvus_support import DIMENSION, created, keys, lite, of_keys, refuse_aliased
 
 __all__ = ["lite"]
 
@@ -204,6 +204,22 @@ def test_foreign_collection_is_left_alone(lite: Location) -> None:
         created(replace(lite, name="lore")).set_alias("law")
     assert "law" in held.names()
     assert MilvusBackend.names(lite) == ["lore"]
+
+
+def test_aliases_go_with_their_datastore(lite: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Milvus refuses to drop what has aliases, as newer ones do."""
+    store, lore = created(lite), created(replace(lite, name="lore"))
+    refuse_aliased(store, monkeypatch)
+    for alias in ("today", "in-force"):
+        store.set_alias(alias)
+    lore.set_alias("other")
+    store.drop()
+    assert MilvusBackend.names(lite) == ["lore"]
+    assert MilvusBackend.aliases(lite) == {"other": "lore"}
+    again = created(replace(lite, name="today"))
+    assert again.count() == 0
+    for opened in (store, lore, again):
+        opened.close()
 
 
 def test_dropped_by_another_and_made_anew(lite: Location) -> None:

@@ -15,7 +15,15 @@ from knnlm_store.errors import BackendUnavailable, KnnlmError, StoreError, Usage
 from knnlm_store.values import Freshness, Location, Spec
 from knnlm_store_milvus import MilvusBackend
 from tests.milvus_server import TOKEN, MilvusProcess
-from tests.milvus_support import DIMENSION, created, keys, milvus_root, of_keys, own_server
+from tests.milvus_support import (
+    DIMENSION,
+    created,
+    keys,
+    milvus_root,
+    of_keys,
+    own_server,
+    refuse_aliased,
+)
 
 __all__ = ["milvus_root", "own_server"]
 
@@ -117,6 +125,27 @@ def test_released_collection_is_loaded_again(server: Location) -> None:
             store.search(keys(1), 1)
     assert store.search(keys(1), 5).tokens[0].tolist() != [-1] * 5
     store.close()
+
+
+def test_aliases_go_with_their_datastore(server: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leave their names free; a server that would refuse to drop what has some is obeyed."""
+    store, other = created(server), created(replace(server, name=f"{server.name}_b"))
+    refuse_aliased(store, monkeypatch)
+    alias, kept = f"{server.name}_today", f"{server.name}_kept"
+    store.set_alias(alias)
+    other.set_alias(kept)
+    store.drop()
+    assert not store.exists()
+    found = MilvusBackend.aliases(server)
+    assert alias not in found
+    assert found[kept] == f"{server.name}_b"
+    other.set_alias(alias)  # also as an alias again
+    through = MilvusBackend.connect(replace(server, name=alias))
+    assert through.count() == 0
+    other.drop()
+    assert kept not in MilvusBackend.aliases(server)
+    for opened in (store, other, through):
+        opened.close()
 
 
 def test_closing_leaves_others_alone(server: Location) -> None:

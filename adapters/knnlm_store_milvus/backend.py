@@ -6,15 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
 from knnlm_store.backend import Aliased, Indexed, VectorBackend
-from knnlm_store.errors import StoreError, StoreExists, StoreNotFound, UsageError
+from knnlm_store.errors import StoreNotFound, UsageError
 from knnlm_store.values import (
     DocumentFilter,
     Entries,
@@ -25,20 +23,11 @@ from knnlm_store.values import (
     Neighbours,
     Spec,
 )
-from knnlm_store_milvus import building, creation, indexes, naming
+from knnlm_store_milvus import aliasing, building, creation, indexes, lite, naming
 from knnlm_store_milvus.connection import Collection, Connection, visiting
-from knnlm_store_milvus.entries import EntryTable
-from knnlm_store_milvus.failures import absent
+from knnlm_store_milvus.failures import NotLoaded, absent
+from knnlm_store_milvus.opening import Opened, holding, open_datastore
 from knnlm_store_milvus.place import Place
-from knnlm_store_milvus.records import RecordTable
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A datastore that was found, indexed and loaded."""
-
-    entries: EntryTable
-    records: RecordTable
 
 
 class MilvusBackend(VectorBackend, Indexed, Aliased):
@@ -65,7 +54,7 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
         self._name = self._asked
         self._lock = threading.RLock()
         self._connection: Connection | None = None
-        self._store: _Opened | None = None
+        self._store: Opened | None = None
         if self._place.lite is not None:
             self.storages = ("float32",)
         if self._place.lite is None or self._place.lite.exists():
@@ -89,10 +78,8 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
     def create(self, spec: Spec, records: Mapping[str, bytes]) -> None:
         """Make the datastore; of several creators Milvus itself lets one win."""
         self.check_spec(spec)
-        connection = self._connected()
-        creation.create(
-            connection, self._location, self._asked, spec, records, patience=self.patience
-        )
+        place, patience = self._location, self.patience
+        creation.create(self._connected(), place, self._asked, spec, records, patience)
 
     def spec(self) -> Spec:
         """What the datastore was created as; asked for once."""
@@ -100,7 +87,7 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
 
     def exists(self) -> bool:
         """Whether the datastore is there, asked anew."""
-        if self._connection is None and self._place.lite and not self._place.lite.exists():
+        if self._is_missing_file():
             return False
         found = self._find()
         return found is not None and found.mark is not None
@@ -135,6 +122,25 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
         with self._using() as store:
             store.entries.delete(documents)
 
+    def search(
+        self,
+        queries: Float32,
+        k: int,
+        *,
+        within: DocumentFilter | None = None,
+        freshness: Freshness = Freshness.LATEST,
+        with_keys: bool = False,
+        timeout: float | None = None,
+    ) -> Neighbours:
+        """Search as the contract says; the timeout bounds opening the datastore as well."""
+        if timeout is not None:
+            end = time.monotonic() + timeout
+            self._opened(end)
+            timeout = end - time.monotonic()
+        return super().search(
+            queries, k, within=within, freshness=freshness, with_keys=with_keys, timeout=timeout
+        )
+
     def _search(
         self,
         queries: Float32,
@@ -144,8 +150,9 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
         with_keys: bool,
         timeout: float | None,
     ) -> Neighbours:
-        with self._using() as store:
-            return store.entries.search(queries, k, within, freshness, timeout, with_keys=with_keys)
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._using(end) as store:
+            return store.entries.search(queries, k, within, freshness, end, with_keys=with_keys)
 
     def _scan(self, with_keys: bool, documents: Int64 | None, batch_size: int) -> Iterator[Entries]:
         with self._using() as store:
@@ -196,32 +203,17 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
     def set_alias(self, alias: str) -> None:
         """Have `alias` stand for this datastore, in one step."""
         name = self._opened().entries.name
-        coded, connection = naming.encode(alias), self._connected()
-        found = connection.describe(coded)
-        if found is not None and found.name == coded:
-            raise StoreExists(
-                f"{alias} is a datastore or a collection, and cannot be an alias.",
-                hint="Take another name.",
-            )
-        connection.set_alias(coded, name, new=found is None)
+        aliasing.set_alias(self._connected(), alias, name)
 
     @classmethod
     def remove_alias(cls, location: Location) -> None:
         """Remove the alias at `location`, and nothing else."""
-        coded = naming.encode(location.name)
-        with visiting(location) as connection:
-            found = connection.describe(coded) if connection else None
-            if connection is None or found is None or found.name == coded:
-                raise StoreNotFound(f"There is no alias {location}.", hint="Run: knnlm-store list")
-            connection.drop_alias(coded)
+        aliasing.remove_alias(location)
 
     @classmethod
     def aliases(cls, location: Location) -> dict[str, str]:
         """Aliases of the datastores of the database."""
-        with visiting(location) as connection:
-            pairs = connection.aliases() if connection else {}
-        named = {naming.decode(alias): naming.decode(name) for alias, name in pairs.items()}
-        return {alias: name for alias, name in named.items() if alias and name}
+        return aliasing.aliases(location)
 
     # -- housekeeping --------------------------------------------------------------------------
 
@@ -234,8 +226,8 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
     def versions(self) -> dict[str, str]:
         """Versions of pymilvus and of the server."""
         found = self._connected().version()
-        lite = found.removeprefix("milvus_lite-")
-        server = f"milvus {found.removeprefix('v')}" if lite == found else f"milvus-lite {lite}"
+        bare = found.removeprefix("milvus_lite-")
+        server = f"milvus {found.removeprefix('v')}" if bare == found else f"milvus-lite {bare}"
         return {"pymilvus": version("pymilvus"), "server": server}
 
     def size(self) -> int | None:
@@ -243,9 +235,7 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
         if self._place.lite is None or not self.exists():
             return None
         names = (self._name, naming.records_of(self._name))
-        folders = [Path(self._place.lite) / "collections" / name for name in names]
-        files = (path for folder in folders for path in folder.rglob("*"))
-        return sum(path.stat().st_size for path in files if path.is_file())
+        return sum(lite.size_of(self._place.lite, name) for name in names)
 
     def close(self) -> None:
         """Close the channel, and the file if nobody else uses it; collections stay loaded."""
@@ -256,6 +246,8 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
                 self._connection = None
 
     def _connected(self) -> Connection:
+        if (connection := self._connection) is not None:
+            return connection  # also while another thread holds the lock to open the datastore
         with self._lock:
             if self._connection is None:
                 self._connection = Connection(self._place)
@@ -268,33 +260,40 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
             self._name = found.name
         return found
 
-    def _opened(self) -> _Opened:
-        """The datastore, looked up and made ready once."""
-        with self._lock:
-            if self._store is not None:
-                return self._store
-            if not self.exists() or (found := self._find()) is None:
-                if self._connection is not None:
-                    creation.refuse_half_made(
-                        self._connection, self._location, self._name, self.patience
-                    )
-                raise absent(str(self._location))
-            connection = self._connected()
-            table = EntryTable(connection, found)
-            creation.make_ready(connection, found.name, table.plan)
-            beside = RecordTable(connection, naming.records_of(found.name))
-            self._store = _Opened(table, beside)
+    def _opened(self, end: float | None = None) -> Opened:
+        """The datastore, looked up and made ready once; `end` as in `open_datastore`."""
+        if (store := self._store) is not None:
+            return store
+        with holding(self._lock, self._place.label, end):
+            if self._store is None:
+                if self._is_missing_file():
+                    raise absent(str(self._location))
+                self._store = open_datastore(
+                    self._connected(), self._location, self._name, self.patience, end
+                )
+                self._name = self._store.entries.name
             return self._store
 
     @contextmanager
-    def _using(self) -> Iterator[_Opened]:
-        """Hold the datastore; forget it when it turns out to be gone, or to be released."""
-        store = self._opened()
+    def _using(self, end: float | None = None) -> Iterator[Opened]:
+        """Hold the datastore; forget it when it turns out to be gone, or to be released.
+
+        What else fails says nothing of the datastore, and looking it up anew takes several calls.
+        """
+        store = self._opened(end)
         try:
             yield store
-        except StoreError as error:
-            if error.retryable or isinstance(error, StoreNotFound):
-                self._store = None
-            if isinstance(error, StoreNotFound):
-                raise absent(str(self._location)) from error
+        except NotLoaded:
+            self._forget(store)
             raise
+        except StoreNotFound as error:
+            self._forget(store)
+            raise absent(str(self._location)) from error
+
+    def _forget(self, store: Opened) -> None:
+        if self._store is store:  # and not what another thread opened since
+            self._store = None
+
+    def _is_missing_file(self) -> bool:
+        file = self._place.lite
+        return self._connection is None and file is not None and not file.exists()

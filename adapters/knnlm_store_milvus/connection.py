@@ -7,10 +7,11 @@ and closing it would break the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from pymilvus import MilvusClient
 from pymilvus.client.types import LoadState
@@ -18,14 +19,13 @@ from pymilvus.client.types import LoadState
 from knnlm_store.errors import StoreError, StoreNotFound
 from knnlm_store.values import Location
 from knnlm_store_milvus import lite
-from knnlm_store_milvus.failures import mapped, too_slow
+from knnlm_store_milvus.failures import mapped, redacted, too_slow
 from knnlm_store_milvus.indexes import parse_mark
 from knnlm_store_milvus.place import Place
 
 PAGE = 4096
 """Rows that a query asks for at once; Milvus gives 16,384 at most."""
 _MARK = "knnlm_store"
-_LOADING = 600.0  # seconds that loading or building may go on, beyond any one call's deadline
 STRONG, BOUNDED = "Strong", "Bounded"
 
 
@@ -45,6 +45,7 @@ class Connection:
         """Connect; raises BackendUnavailable."""
         self.place = place
         self.label = place.label
+        self._end: float | None = None
         self._writing: AbstractContextManager[object] = nullcontext()
         uri = place.uri
         if place.lite is not None:
@@ -58,7 +59,7 @@ class Connection:
 
     def _connect(self, uri: str) -> MilvusClient:
         place = self.place
-        with mapped(self.label):
+        with mapped(self.label, place.token):
             client = MilvusClient(
                 uri,
                 token=place.token,
@@ -75,7 +76,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the channel, and a file that nobody else uses."""
-        with mapped(self.label):
+        with mapped(self.label, self.place.token):
             self._client.close()
         self._leave()
 
@@ -83,11 +84,29 @@ class Connection:
         if self.place.lite is not None:
             lite.release(self.place.lite)
 
+    def until(self, end: float | None) -> Self:
+        """The same channel, whose calls must all be done by `end`, on the monotonic clock.
+
+        None leaves to each call the seconds that any may take.
+        """
+        bounded = copy(self)
+        bounded._end = end
+        return bounded
+
+    def left(self) -> float:
+        """Seconds that the next call may take. Raises BackendUnavailable if there are none."""
+        if self._end is None:
+            return self.place.timeout
+        seconds = self._end - time.monotonic()
+        if seconds <= 0:
+            raise too_slow(self.label, "the time is up")
+        return seconds
+
     @contextmanager
-    def calling(self, timeout: float | None = None) -> Iterator[tuple[MilvusClient, float]]:
-        """Hold the client and the deadline of a call."""
-        with mapped(self.label):
-            yield self._client, self.place.timeout if timeout is None else timeout
+    def calling(self) -> Iterator[tuple[MilvusClient, float]]:
+        """Hold the client and the seconds of a call."""
+        with mapped(self.label, self.place.token):
+            yield self._client, self.left()
 
     # -- collections ---------------------------------------------------------------------------
 
@@ -124,7 +143,7 @@ class Connection:
                 name,
                 schema=schema,
                 num_shards=shards,
-                consistency_level=BOUNDED,
+                consistency_level=STRONG,  # of `pages`: pymilvus lets an iterator name none
                 timeout=timeout,
                 **({} if on_server else {"properties": {_MARK: mark}}),
             )
@@ -145,12 +164,16 @@ class Connection:
         with self.calling() as (client, timeout), self._writing:
             client.drop_alias(alias, timeout=timeout)
 
+    def aliases_of(self, name: str) -> list[str]:
+        """Aliases of a collection; with "" all that the database has."""
+        with self.calling() as (client, timeout):
+            reply = client.list_aliases(name, timeout=timeout)
+        with self.reading():
+            return [str(alias) for alias in reply["aliases"]]
+
     def aliases(self) -> dict[str, str]:
         """Aliases of the database, each with its collection."""
-        with self.calling() as (client, timeout):
-            reply = client.list_aliases("", timeout=timeout)
-        with self.reading():
-            names = [str(alias) for alias in reply["aliases"]]
+        names = self.aliases_of("")
         found = {alias: self.describe(alias) for alias in names}
         return {alias: held.name for alias, held in found.items() if held is not None}
 
@@ -164,41 +187,28 @@ class Connection:
 
     def ready(self, name: str, field: str, index: Mapping[str, Any], replicas: int) -> bool:
         """Index a collection and begin to load it, unless that is done; says whether it is."""
-        with self.calling() as (client, timeout), self._writing:
-            state = client.get_load_state(name, timeout=timeout)["state"]
-            if state == LoadState.Loaded:
-                return True
-            if self.index(name, field) is None:
+        if self.is_loaded(name):
+            return True
+        if self.index(name, field) is None:
+            with self.calling() as (client, timeout), self._writing:
                 wanted = client.prepare_index_params()
                 wanted.add_index(field, index_name=field, **index)
                 client.create_index(name, wanted, timeout=timeout, sync=False)
-            more = {} if self.place.lite else {"replica_number": replicas}
+        more = {} if self.place.lite else {"replica_number": replicas}
+        with self.calling() as (client, timeout), self._writing:
             client.load_collection(name, timeout=timeout, _async=True, **more)
-            return False
-
-    def wait(self, done: Callable[[], bool], what: str, seconds: float = _LOADING) -> None:
-        """Ask until it is done; raises BackendUnavailable after `seconds`."""
-        pause, end = 0.02, time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise too_slow(self.label, f"{what} takes longer than {seconds:.0f} s")
-            time.sleep(pause)
-            pause = min(0.5, 1.5 * pause)
+        return False
 
     def flush(self, name: str) -> None:
         """Have Milvus seal what is growing, which starts the indexing of it."""
         with self.calling() as (client, timeout), self._writing:
             client.flush(name, timeout=timeout)
 
-    def wait_loaded(self, name: str) -> None:
-        """Return when a collection can be searched."""
-
-        def loaded() -> bool:
-            with self.calling() as (client, timeout):
-                state = client.get_load_state(name, timeout=timeout)["state"]
-            return bool(state == LoadState.Loaded)
-
-        self.wait(loaded, "loading the collection")
+    def is_loaded(self, name: str) -> bool:
+        """Whether a collection can be searched."""
+        with self.calling() as (client, timeout):
+            state = client.get_load_state(name, timeout=timeout)["state"]
+        return bool(state == LoadState.Loaded)
 
     # -- rows ----------------------------------------------------------------------------------
 
@@ -229,8 +239,8 @@ class Connection:
         self, name: str, condition: str, fields: list[str], size: int = PAGE
     ) -> Iterator[list[dict[str, Any]]]:
         """Read the same in pages, in the order of the id."""
-        # Milvus orders by id what it limits, if told to look at all; Milvus Lite must be asked.
-        order = {"iterator": "True"} if self.place.lite else {"reduce_stop_for_best": "True"}
+        # Not with `reduce_stop_for_best`: 2.3.5 then ends a page where any of its segments ends,
+        # and gives up to `size` rows of each. Only an empty page is known to be the last.
         after = ""
         while True:
             with self.calling() as (client, timeout):
@@ -240,15 +250,13 @@ class Connection:
                         filter=" and ".join(filter(None, (after, f"({condition})"))),
                         output_fields=fields,
                         limit=size,
-                        consistency_level=STRONG,
                         timeout=timeout,
-                        **order,
+                        iterator="True",  # by id; reads at the collection's own level, Strong
                     )
                 )
-            if page:
-                yield page
-            if len(page) < size:
+            if not page:
                 return
+            yield page
             with self.reading():
                 last = page[-1]["id"]
                 after = f"id > {last}" if isinstance(last, int) else f'id > "{last}"'
@@ -261,7 +269,7 @@ class Connection:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(
                 f"Milvus at {self.label} gave an answer that cannot be read"
-                f" ({type(error).__name__}: {error}).",
+                f" ({type(error).__name__}: {redacted(str(error), self.place.token)}).",
                 hint="Check that it is a Milvus, and that pymilvus is as new as it is.",
             ) from error
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from knnlm_store.errors import BackendUnavailable, KnnlmError, StoreCorrupt, StoreExists, UsageError
 from knnlm_store.values import Location, Spec
 from knnlm_store_milvus import entries, records
+from knnlm_store_milvus.building import wait_loaded
 from knnlm_store_milvus.connection import Collection, Connection
 from knnlm_store_milvus.indexes import Plan
 from knnlm_store_milvus.naming import records_of
@@ -61,7 +62,7 @@ def make_ready(connection: Connection, name: str, plan: Plan) -> None:
         if not connection.ready(collection, field, index, replicas)
     ]
     for collection in waiting:
-        connection.wait_loaded(collection)
+        wait_loaded(connection, collection)
 
 
 def refuse_half_made(
@@ -77,10 +78,16 @@ def refuse_half_made(
 
 
 def drop(connection: Connection, name: str) -> bool:
-    """Remove a datastore, half made or whole; the main collection first. Says if one was there."""
+    """Remove a datastore, half made or whole; the main collection first. Says if one was there.
+
+    Its aliases go with it: Milvus refuses to drop what has some since 2.5.5; before, it leaves them
+    behind, meaning nothing and in the way of new ones.
+    """
     main, beside = connection.describe(name), connection.describe(records_of(name))
     for found in (main, beside):
         if found is not None and found.mark is not None:
+            for alias in connection.aliases_of(found.name):
+                connection.drop_alias(alias)
             connection.drop(found.name)
     return any(found is not None and found.mark is not None for found in (main, beside))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from knnlm_store.values import (
 )
 from knnlm_store_milvus.connection import BOUNDED, PAGE, STRONG, Collection, Connection
 from knnlm_store_milvus.indexes import LARGEST_K, Plan
+from knnlm_store_milvus.replies import read_entries, read_neighbours
 
 TYPES = {"float32": DataType.FLOAT_VECTOR, "float16": DataType.FLOAT16_VECTOR}
 _REQUEST = 8 * 2**20  # bytes of keys a request; gRPC's limit at the server is 64 MiB
@@ -84,12 +84,13 @@ class EntryTable:
 
     def count(self, documents: Int64 | None) -> int:
         """Count the entries, of these document numbers only if given."""
-        total = 0
-        for condition in [""] if documents is None else _among(documents):
-            rows = self._connection.query(self.name, condition, ["count(*)"])
-            with self._connection.reading():
-                total += int(rows[0]["count(*)"])
-        return total
+        conditions: Iterable[str] = [""] if documents is None else _among(documents)
+        return sum(self._counted(self._connection, condition) for condition in conditions)
+
+    def _counted(self, connection: Connection, condition: str) -> int:
+        rows = connection.query(self.name, condition, ["count(*)"])
+        with connection.reading():
+            return int(rows[0]["count(*)"])
 
     def scan(self, documents: Int64 | None, size: int, *, with_keys: bool) -> Iterator[Entries]:
         """Yield the entries in batches of at most `size`, in bounded memory."""
@@ -98,18 +99,9 @@ class EntryTable:
         for condition in ["id >= 0"] if documents is None else _among(documents):
             for rows in self._connection.pages(self.name, condition, wanted, page):
                 with self._connection.reading():
-                    entries = self._entries(rows, with_keys=with_keys)
+                    entries = read_entries(rows, self.spec if with_keys else None)
                 for start in range(0, len(entries), size):
                     yield entries[start : start + size]
-
-    def _entries(self, rows: list[dict[str, Any]], *, with_keys: bool) -> Entries:
-        ids, documents, tokens = (
-            np.array([row[name] for row in rows], np.int64) for name in ("id", "document", "token")
-        )
-        keys = np.zeros((len(rows), 0), np.float32)
-        if with_keys:
-            keys = self._keys([row["key"] for row in rows])
-        return Entries(keys, tokens, documents, ids - documents)
 
     # -- searching -----------------------------------------------------------------------------
 
@@ -119,11 +111,11 @@ class EntryTable:
         k: int,
         within: DocumentFilter | None,
         freshness: Freshness,
-        timeout: float | None,
+        end: float | None,
         *,
         with_keys: bool,
     ) -> Neighbours:
-        """Search in requests whose answers are bounded in size."""
+        """Search in requests whose answers are bounded in size, until `end` (monotonic clock)."""
         if k > LARGEST_K:
             raise UsageError(
                 f"Milvus finds at most {LARGEST_K:,} neighbours, not {k:,}.",
@@ -133,32 +125,33 @@ class EntryTable:
         if condition is None:
             return Neighbours.none(len(queries), k, self.spec.dimension if with_keys else None)
         level = STRONG if freshness is Freshness.LATEST else BOUNDED
-        size = self._queries_at_once(k, with_keys=with_keys)
-        end = None if timeout is None else time.monotonic() + timeout
-        found = []
-        for start in range(0, len(queries), size):
-            left = None if end is None else max(0.001, end - time.monotonic())
-            part = queries[start : start + size]
-            found.append(self._ask(part, k, condition, level, left, with_keys))
+        connection = self._connection.until(end)
+        size = self._queries_at_once(connection, k, with_keys=with_keys)
+        found = [
+            self._ask(connection, queries[i : i + size], k, condition, level, with_keys=with_keys)
+            for i in range(0, len(queries), size)
+        ]
         return found[0] if len(found) == 1 else _joined(found)
 
-    def _queries_at_once(self, k: int, *, with_keys: bool) -> int:
+    def _queries_at_once(self, connection: Connection, k: int, *, with_keys: bool) -> int:
         hit = 48 + (4 * self.spec.dimension if with_keys else 0)
         size = min(LARGEST_K, _HITS // k, _REPLY // (hit * k), _REPLY // self._width)
-        if self._connection.place.lite:
-            size = min(size, _LITE_BYTES // (4 * self.spec.dimension * max(1, self.count(None))))
+        if connection.place.lite:
+            rows = max(1, self._counted(connection, ""))
+            size = min(size, _LITE_BYTES // (4 * self.spec.dimension * rows))
         return max(1, size)
 
     def _ask(
         self,
+        connection: Connection,
         queries: Float32,
         k: int,
         condition: str,
         level: str,
-        timeout: float | None,
+        *,
         with_keys: bool,
     ) -> Neighbours:
-        with self._connection.calling(timeout) as (client, deadline):
+        with connection.calling() as (client, timeout):
             reply = client.search(
                 self.name,
                 list(queries.astype(self._dtype)),
@@ -168,38 +161,10 @@ class EntryTable:
                 output_fields=["document", "token", *(["key"] if with_keys else [])],
                 search_params=self.plan.search(k),
                 consistency_level=level,
-                timeout=deadline,
+                timeout=timeout,
             )
-        with self._connection.reading():
-            return self._neighbours(reply, len(queries), with_keys=with_keys)
-
-    def _neighbours(self, reply: Any, rows: int, *, with_keys: bool) -> Neighbours:
-        """Lay hits out in rows that are as wide as the longest."""
-        if len(reply) != rows:
-            raise ValueError(f"{len(reply)} rows for {rows} queries")
-        width = max(map(len, reply))
-        distances = np.full((rows, width), np.inf, np.float32)
-        tokens, documents, positions = (np.full((rows, width), -1, np.int64) for _ in range(3))
-        keys = np.zeros((rows, width, self.spec.dimension), np.float32) if with_keys else None
-        for row, hits in enumerate(reply):
-            n = len(hits)
-            held = [hit["entity"] for hit in hits]
-            distances[row, :n] = hits.distances
-            tokens[row, :n] = [entity["token"] for entity in held]
-            documents[row, :n] = [entity["document"] for entity in held]
-            positions[row, :n] = np.array(hits.ids, np.int64) - documents[row, :n]
-            if keys is not None:
-                keys[row, :n] = self._keys([entity["key"] for entity in held])
-        return Neighbours(distances, tokens, documents, positions, keys)
-
-    def _keys(self, values: list[Any]) -> Float32:
-        """Decode keys: lists of floats, or the bytes of float16, at times in a list."""
-        if self.spec.storage == "float16":
-            raw = b"".join(value[0] if isinstance(value, list) else value for value in values)
-            keys = np.frombuffer(raw, np.float16).astype(np.float32)
-        else:
-            keys = np.array(values, np.float32)
-        return keys.reshape(len(values), self.spec.dimension)
+        with connection.reading():
+            return read_neighbours(reply, len(queries), k, self.spec if with_keys else None)
 
 
 def _among(documents: Int64) -> Iterator[str]:

@@ -56,6 +56,12 @@ def write_lock(path: Path) -> threading.RLock:
         return _writing.setdefault(path, threading.RLock())
 
 
+def size_of(path: Path, collection: str) -> int:
+    """Bytes of a collection's folder in the file."""
+    files = (path / "collections" / collection).rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _refusal(path: Path) -> StoreError:
     with suppress(OSError), (path / "LOCK").open() as held:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import os
 import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +17,12 @@ TLS = "milvuss"
 DEFAULT_PORT = 19530
 DEFAULT_TIMEOUT = 30.0
 _HOST = re.compile(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+TOKEN, TOKEN_FILE = "KNNLM_MILVUS_TOKEN", "KNNLM_MILVUS_TOKEN_FILE"
+AUTHORITY = "KNNLM_MILVUS_CA"
 _DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_log = logging.getLogger("knnlm_store.milvus")
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +52,17 @@ class Place:
                 f"{location.root!r} is no Milvus server.",
                 hint=f"Write {location.scheme}://HOST:{DEFAULT_PORT}/NAME, or HOST:PORT/DB/NAME.",
             )
-        scheme = "https" if location.scheme == TLS else "http"
+        secure, server = location.scheme == TLS, f"{host['host']}:{host['port'] or DEFAULT_PORT}"
+        token = _token()
+        if token and not secure and not _is_loopback(host["host"]):
+            _warn_of_plain_token(server)
         return cls(
             location.root,
-            uri=f"{scheme}://{host['host']}:{host['port'] or DEFAULT_PORT}",
+            uri=f"{'https' if secure else 'http'}://{server}",
             database=database,
-            ca=_ca(),
+            ca=_authority() if secure else "",
             timeout=_timeout(),
-            token=_token(),
+            token=token,
         )
 
 
@@ -81,24 +92,56 @@ def _timeout() -> float:
 
 def _token() -> str:
     """The token itself, or what stands in the file that is named; never part of a message."""
-    token = os.environ.get("KNNLM_MILVUS_TOKEN", "")
-    path = os.environ.get("KNNLM_MILVUS_TOKEN_FILE", "")
-    if token or not path:
-        return token
+    token, source = os.environ.get(TOKEN, ""), TOKEN
+    if not token and (file := os.environ.get(TOKEN_FILE, "")):
+        token, source = _read_token(file), f"the file {file}"
+    if not token.isprintable():
+        raise UsageError(
+            f"What {source} holds is no token: it has characters that no token may have.",
+            hint="Copy the token again, on one line.",
+        )
+    return token
+
+
+def _read_token(file: str) -> str:
     try:
-        return Path(path).read_text().strip()
+        token = Path(file).read_text().strip()
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"KNNLM_MILVUS_TOKEN_FILE names {path}, which cannot be read.",
-            hint="Name a file that holds USER:PASSWORD or an API key.",
+            f"The file {file}, which {TOKEN_FILE} names, cannot be read.",
+            hint="Check its path and permissions.",
         ) from error
-
-
-def _ca() -> str:
-    path = os.environ.get("KNNLM_MILVUS_CA", "")
-    if path and not os.access(path, os.R_OK):
+    if not token:
         raise UsageError(
-            f"KNNLM_MILVUS_CA names {path}, which cannot be read.",
-            hint="Name a PEM file of the authority that signed the server's certificate.",
+            f"The file {file}, which {TOKEN_FILE} names, is empty.",
+            hint="Put USER:PASSWORD or an API key into it.",
         )
-    return path
+    return token
+
+
+def _authority() -> str:
+    """The file of the authority that the environment names, if any, once it proves to be one."""
+    file = os.environ.get(AUTHORITY, "")
+    try:
+        if file:
+            ssl.create_default_context(cafile=file)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"{file}, which {AUTHORITY} names, is no file of certificates.",
+            hint="Name a PEM file with the certificate of the authority.",
+        ) from error
+    return file
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warn_of_plain_token(server: str) -> None:
+    """Say once for each server that the token can be read on the way."""
+    if server not in _warned:
+        _warned.add(server)
+        _log.warning("The token goes to %s unencrypted; with TLS write milvuss:// instead.", server)

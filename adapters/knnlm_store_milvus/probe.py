@@ -11,6 +11,7 @@ import numpy as np
 
 from knnlm_store.errors import BackendUnavailable, StoreError, UsageError
 from knnlm_store.values import Entries, Freshness, Spec
+from knnlm_store_milvus.building import wait_loaded
 from knnlm_store_milvus.connection import Connection
 from knnlm_store_milvus.entries import EntryTable, fields
 from knnlm_store_milvus.indexes import Plan
@@ -26,7 +27,7 @@ def check_float16(connection: Connection) -> None:
     try:
         connection.create(name, fields(Spec(_DIMENSION, "float16")), plan.mark("probe"), 1)
         connection.ready(name, "key", plan.index(), 1)
-        connection.wait_loaded(name)
+        wait_loaded(connection, name)
         collection = connection.describe(name)
         right = collection is not None and _finds_itself(EntryTable(connection, collection))
     except BackendUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -22,10 +23,11 @@ class Place:
         self._adapter, self._location, self._durable = adapter, location, durable
         self._prefix = f"suite_{uuid4().hex[:8]}"
         self._opened: dict[str, list[VectorBackend]] = {}
+        self._numbers = itertools.count()
 
     def new_name(self) -> str:
         """Give a name that no datastore has, of letters every vendor takes."""
-        return f"{self._prefix}_{len(self._opened)}"
+        return f"{self._prefix}_{next(self._numbers)}"
 
     def open(self, name: str) -> VectorBackend:
         """Bind a fresh object to the datastore; the same one if it would die with the object."""
