@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,7 @@ from knnlm_store_qdrant.access import Access
 from knnlm_store_qdrant.engine import Endpoint
 from tests import qdrant_support as support
 from tests.qdrant_front import Asked, Front, Reply, certificate, fronted
-from tests.qdrant_support import Frugal, created, document
+from tests.qdrant_support import created, document
 
 endpoint, front, vendor, store = support.endpoint, support.front, support.vendor, support.store
 
@@ -234,65 +231,3 @@ def test_nobody_there(bare: pytest.MonkeyPatch) -> None:
     for call in (QdrantBackend.connect, QdrantBackend.names, QdrantBackend.aliases):
         with pytest.raises(BackendUnavailable, match=f"Qdrant at {root} cannot be reached"):
             call(at(root))
-
-
-@contextmanager
-def serving(handle: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does as it pleases with each connection."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                threading.Thread(target=handle, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def say_nothing(connection: socket.socket) -> None:
-    with connection:
-        connection.recv(1000)
-        time.sleep(5)
-
-
-def drip(connection: socket.socket) -> None:
-    with connection:
-        connection.recv(1000)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(100):
-            time.sleep(0.05)
-            try:
-                connection.sendall(b" ")
-            except OSError:
-                return
-
-
-@pytest.mark.parametrize("behave", [say_nothing, drip])
-def test_calls_end_in_time(
-    bare: pytest.MonkeyPatch, behave: Callable[[socket.socket], None]
-) -> None:
-    bare.setenv("KNNLM_QDRANT_TIMEOUT", "0.4")
-    with serving(behave) as root:
-        began = time.monotonic()
-        with pytest.raises(BackendUnavailable, match="did not answer in time") as caught:
-            QdrantBackend.connect(at(root))
-        assert 0.3 < time.monotonic() - began < 2
-        assert caught.value.retryable
-
-
-def test_a_search_has_a_deadline_of_its_own(store: Frugal, front: Front) -> None:
-    created(store).upsert(document(1, 200))
-    late = threading.Event()
-    front.before = lambda asked: late.wait(3) or True
-    began = time.monotonic()
-    for queries in (document(1, 1).keys, document(1, 200).keys):  # of one request, of several
-        with pytest.raises(BackendUnavailable, match="did not answer in time"):
-            store.search(queries, 3, timeout=0.3)
-    assert time.monotonic() - began < 2
-    late.set()
-    front.before = bool
-    assert store.search(document(1, 200).keys[:1], 3, timeout=20).ids[0, 0] == 1

@@ -246,3 +246,23 @@ def test_dropping_takes_the_aliases_along(store: Frugal, vendor: QdrantClient) -
     created(store).set_alias("current")
     store.drop()
     assert vendor.get_aliases().aliases == []
+
+
+def test_what_an_alias_stood_for_is_gone(store: Frugal, front: Front) -> None:
+    """Said by the name it was opened as; the alias itself may stand for another by now."""
+    created(store).set_alias("current")
+    through = Frugal.connect(front.location("current"))
+    assert through.exists()
+    next_year = created(Frugal.connect(front.location("law-2")))
+    next_year.set_alias("current")
+    store.drop()
+    current = front.location("current")
+    for call in (through.count, lambda: through.put_records({"a": b""})):
+        with pytest.raises(StoreNotFound) as caught:
+            call()
+        assert str(caught.value) == f"{current} was opened as law, which is gone."
+        assert caught.value.hint.startswith(f"Open {current} again;")
+    with pytest.raises(StoreNotFound, match="There is no datastore at"):
+        store.count()
+    for each in (next_year, through):
+        each.close()

@@ -32,8 +32,8 @@ OVERHEAD = 550
 class QdrantBackend(VectorBackend, Indexed, Aliased):
     """A datastore in two collections: its entries, and its records.
 
-    Every write is acknowledged when it is durable and visible, to whoever asks. Any number of
-    processes and machines may read and write at once.
+    A write is acknowledged when all copies of the collection have it, and whoever asks sees it.
+    Any number of processes and machines may read and write at once.
     """
 
     storages = STORAGES
@@ -149,7 +149,7 @@ class QdrantBackend(VectorBackend, Indexed, Aliased):
         with_keys: bool,
         timeout: float | None,
     ) -> Neighbours:
-        manner = Manner.of(self._made())
+        manner = Manner.of(self._made(), freshness)
         with self._answering():
             return self._entries.search(
                 queries, k, within, manner, with_keys=with_keys, timeout=timeout
@@ -289,7 +289,10 @@ class QdrantBackend(VectorBackend, Indexed, Aliased):
             raise
 
     def _absent(self) -> StoreNotFound:
-        return StoreNotFound(
-            f"There is no datastore at {self._location}.",
-            hint="Check the name, or ingest to create it.",
-        )
+        said = f"There is no datastore at {self._location}."
+        hint = "Check the name, or ingest to create it."
+        if self._alias:
+            meant = naming.name_of(self._collection) or self._collection
+            said = f"{self._location} was opened as {meant}, which is gone."
+            hint = f"Open {self._location} again; it may stand for another datastore now."
+        return StoreNotFound(said, hint=hint)

@@ -13,8 +13,9 @@ import numpy as np
 from qdrant_client import models
 
 from knnlm_store import exact
-from knnlm_store.values import DocumentFilter, Entries, Float32, Int64, Neighbours
+from knnlm_store.values import DocumentFilter, Entries, Float32, Freshness, Int64, Neighbours
 from knnlm_store_qdrant import replies
+from knnlm_store_qdrant.copies import ORDERING, Page, Question, ask
 from knnlm_store_qdrant.options import DOCUMENT, TOKEN
 from knnlm_store_qdrant.records import Made
 from knnlm_store_qdrant.server import Server
@@ -45,18 +46,22 @@ class Limits:
 class Manner:
     """How to search: `exact` compares every key; `rescored` mends what int8 rounded.
 
-    half: the server compares in half precision, which large queries overflow.
+    half: the server compares in half precision, which large queries overflow. agreed: several
+    copies are asked for what they agree on. Of a graph's neighbours, which differ from copy to
+    copy, that would lose some, and any copy has all writes that were acknowledged.
     """
 
     exact: bool
     rescored: bool
     half: bool
+    agreed: bool
 
     @classmethod
-    def of(cls, made: Made) -> Manner:
+    def of(cls, made: Made, freshness: Freshness) -> Manner:
         """How a datastore that was made like this is searched."""
-        storage = made.spec.storage
-        return cls(made.index == "exact", storage == "int8", storage == "float16")
+        exact, storage = made.index == "exact", made.spec.storage
+        agreed = exact and freshness is Freshness.LATEST
+        return cls(exact, storage == "int8", storage == "float16", agreed)
 
     def parameters(self, k: int) -> models.SearchParams:
         """Search parameters for k neighbours: the breadth must follow k."""
@@ -103,7 +108,7 @@ class EntryCollection:
                 ],
             )
             with self._server.calling() as client:
-                done = client.upsert(self._name, points, wait=True)
+                done = client.upsert(self._name, points, wait=True, ordering=ORDERING)
             replies.require_done(done, self._server.place)
 
         size = self._limits.sent // (_NUMBER * entries.keys.shape[1] + _POINT)
@@ -115,7 +120,7 @@ class EntryCollection:
             assert chosen is not None
             selector = models.FilterSelector(filter=chosen)
             with self._server.calling() as client:
-                done = client.delete(self._name, selector, wait=True)
+                done = client.delete(self._name, selector, wait=True, ordering=ORDERING)
             replies.require_done(done, self._server.place)
 
     def count(self, within: DocumentFilter | None) -> int:
@@ -152,18 +157,24 @@ class EntryCollection:
             with_vector=with_keys,
         )
 
-        def ask(part: slice) -> Neighbours:
+        def search(part: slice) -> Neighbours:
             asked = [wanted.model_copy(update={"query": q}) for q in queries[part].tolist()]
             seconds = None if timeout is None else math.ceil(timeout)
-            with self._server.calling(until) as client:
-                answers = client.query_batch_points(self._name, asked, timeout=seconds)
+            answers = ask(
+                self._server,
+                lambda client, consistency: client.query_batch_points(
+                    self._name, asked, consistency=consistency, timeout=seconds
+                ),
+                until,
+                agreed=manner.agreed,
+            )
             found = replies.neighbours(answers, len(asked), k, width, self._server.place)
             return found.padded(k)
 
         sent = _NUMBER * (queries.shape[1] + numbers) + _POINT
         received = k * (_NUMBER * (width or 0) + _POINT)
         size = min(self._limits.sent // sent, self._limits.received // received)
-        return _joined(self._each(ask, _parts(len(queries), size)), axis=0)
+        return _joined(self._each(search, _parts(len(queries), size)), axis=0)
 
     def scan(
         self,
@@ -177,19 +188,31 @@ class EntryCollection:
         for chosen in self._filters(within):
             after: models.ExtendedPointId | None = None
             while True:
-                with self._server.calling(until) as client:
-                    points, after = client.scroll(
-                        self._name,
-                        scroll_filter=chosen,
-                        limit=max(1, limit),
-                        offset=after,
-                        with_payload=True,
-                        with_vectors=width is not None,
-                    )
+                page = self._page(chosen, max(1, limit), after, with_keys=width is not None)
+                points, after = ask(self._server, page, until)
                 if points:
                     yield replies.entries(points, width, self._server.place)
                 if after is None:
                     break
+
+    def _page(
+        self,
+        chosen: models.Filter | None,
+        limit: int,
+        after: models.ExtendedPointId | None,
+        *,
+        with_keys: bool,
+    ) -> Question[Page]:
+        """Make the question for the points that pass, from `after` on."""
+        return lambda client, consistency: client.scroll(
+            self._name,
+            scroll_filter=chosen,
+            limit=limit,
+            offset=after,
+            with_payload=True,
+            with_vectors=with_keys,
+            consistency=consistency,
+        )
 
     def _search_here(
         self,

@@ -21,7 +21,7 @@ OPTIONS: Mapping[str, str] = {
     "on_disk_payload": "false: hold tokens and document numbers in memory",
     "shard_number": "parts of the collection, which several nodes can share",
     "replication_factor": "copies of each part, on different nodes",
-    "write_consistency_factor": "copies that must have acknowledged a write",
+    "write_consistency_factor": "copies that must have acknowledged a write, all by default",
 }
 
 DEFERRED = 0
@@ -93,8 +93,12 @@ class Options:
         }
 
     def _cluster(self) -> dict[str, Any]:
-        names = ("shard_number", "replication_factor", "write_consistency_factor")
-        return {name: getattr(self, name) for name in names}
+        acknowledging = self.write_consistency_factor or self.replication_factor
+        return {
+            "shard_number": self.shard_number,
+            "replication_factor": self.replication_factor,
+            "write_consistency_factor": acknowledging,
+        }
 
 
 _DATATYPES = {

@@ -14,6 +14,7 @@ from qdrant_client import models
 from knnlm_store.errors import StoreCorrupt, StoreError, StoreMismatch
 from knnlm_store.values import Spec
 from knnlm_store_qdrant import replies
+from knnlm_store_qdrant.copies import ORDERING, Page, Question, ask
 from knnlm_store_qdrant.failures import unreadable
 from knnlm_store_qdrant.options import STORAGES
 from knnlm_store_qdrant.server import Server
@@ -63,9 +64,7 @@ class RecordCollection:
         """Read those of the named records that exist."""
         found: dict[str, bytes] = {}
         for start in range(0, len(names), _PAGE):
-            ids = [_id(name) for name in names[start : start + _PAGE]]
-            with self._server.calling() as client:
-                points = client.retrieve(self._name, ids, with_payload=True)
+            points = self._retrieve([_id(name) for name in names[start : start + _PAGE]])
             found.update(map(self._read, points))
         return {name: found[name] for name in names if name in found}
 
@@ -84,10 +83,7 @@ class RecordCollection:
         )
         after: models.ExtendedPointId | None = None
         while True:
-            with self._server.calling() as client:
-                points, after = client.scroll(
-                    self._name, scroll_filter=chosen, limit=_PAGE, offset=after, with_payload=True
-                )
+            points, after = ask(self._server, self._page(chosen, after))
             for name, value in map(self._read, points):
                 if name.startswith(prefix):
                     yield name, value
@@ -99,8 +95,7 @@ class RecordCollection:
 
         Raises StoreNotFound, StoreCorrupt, StoreMismatch (a newer format).
         """
-        with self._server.calling() as client:
-            points = client.retrieve(self._name, [_MADE_ID], with_payload=True)
+        points = self._retrieve([_MADE_ID])
         if not points:
             return None
         try:
@@ -134,15 +129,34 @@ class RecordCollection:
         """Remove what `set_made` wrote: from now on it is not there."""
         self._delete([_MADE_ID])
 
+    def _retrieve(self, ids: list[str]) -> list[models.Record]:
+        return ask(
+            self._server,
+            lambda client, consistency: client.retrieve(
+                self._name, ids, with_payload=True, consistency=consistency
+            ),
+        )
+
+    def _page(self, chosen: models.Filter, after: models.ExtendedPointId | None) -> Question[Page]:
+        """Make the question for the points that pass, from `after` on."""
+        return lambda client, consistency: client.scroll(
+            self._name,
+            scroll_filter=chosen,
+            limit=_PAGE,
+            offset=after,
+            with_payload=True,
+            consistency=consistency,
+        )
+
     def _upsert(self, points: list[models.PointStruct]) -> None:
         with self._server.calling() as client:
-            done = client.upsert(self._name, points, wait=True)
+            done = client.upsert(self._name, points, wait=True, ordering=ORDERING)
         replies.require_done(done, self._server.place)
 
     def _delete(self, ids: list[str]) -> None:
         selector = models.PointIdsList(points=list[models.ExtendedPointId](ids))
         with self._server.calling() as client:
-            done = client.delete(self._name, selector, wait=True)
+            done = client.delete(self._name, selector, wait=True, ordering=ORDERING)
         replies.require_done(done, self._server.place)
 
     def _read(self, point: models.Record) -> tuple[str, bytes]:

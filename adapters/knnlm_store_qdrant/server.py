@@ -8,11 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
-import httpx
 from qdrant_client import QdrantClient
 
 from knnlm_store.errors import UsageError
@@ -20,11 +17,9 @@ from knnlm_store.values import Location
 from knnlm_store_qdrant.access import Access, timeout_of
 from knnlm_store_qdrant.engine.child import Endpoint, acquire
 from knnlm_store_qdrant.failures import mapped
+from knnlm_store_qdrant.transport import Punctual, deadline
 
 _BLOCK = 512  # bytes in which a file system counts
-_CONNECTIONS = httpx.Limits(max_connections=32, max_keepalive_connections=8)
-_until: ContextVar[float] = ContextVar("_until")
-"""When the call that is under way must be over, by time.monotonic()."""
 
 
 class Server:
@@ -45,12 +40,9 @@ class Server:
 
         until: when the call must be over, by time.monotonic(); by default after `timeout`.
         """
-        token = _until.set(time.monotonic() + self.timeout if until is None else until)
-        try:
-            with mapped(self.place, self._secret):
-                yield self._ready()
-        finally:
-            _until.reset(token)
+        until = time.monotonic() + self.timeout if until is None else until
+        with deadline(until), mapped(self.place, self._secret):
+            yield self._ready()
 
     def exists(self) -> bool:
         """Whether there is anything to connect to; asks nobody over a network."""
@@ -155,55 +147,11 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _client(access: Access) -> QdrantClient:
-    transport = _Punctual(
-        # without TLS there is nothing to verify, and reading all certificates takes a while
-        verify=False if access.tls is None else access.tls,
-        limits=_CONNECTIONS,
-    )
     return QdrantClient(
         url=access.url,
         timeout=max(1, round(access.timeout)),
         # not as `api_key`: there the client warns of plain HTTP, in its own way
         headers={"api-key": access.api_key} if access.api_key else None,
         check_compatibility=False,  # that is a thread of its own which warns; `doctor` tells
-        transport=transport,
+        transport=Punctual(access.tls),
     )
-
-
-class _Punctual(httpx.HTTPTransport):
-    """Holds a whole call to its deadline; the client's timeout is one for each read."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        until = _until.get()
-        request.extensions["timeout"] = _TimeLeft(until)
-        response = super().handle_request(request)
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _PunctualStream(response.stream, until, request)
-        return response
-
-
-class _TimeLeft(dict[str, Any]):
-    """Seconds that may be spent on connecting, writing, reading or waiting, asked at each."""
-
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self._until = until
-
-    def get(self, key: str, default: Any = None) -> float:
-        return max(0.001, self._until - time.monotonic())
-
-
-class _PunctualStream(httpx.SyncByteStream):
-    """A reply's body that stops at the deadline, however steadily it drips."""
-
-    def __init__(self, stream: httpx.SyncByteStream, until: float, request: httpx.Request) -> None:
-        self._stream, self._until, self._request = stream, until, request
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            yield chunk
-            if time.monotonic() > self._until:
-                raise httpx.ReadTimeout("the reply took too long", request=self._request)
-
-    def close(self) -> None:
-        self._stream.close()

@@ -98,8 +98,10 @@ class Abilities(Base):
         (_, first), (_, second) = self._two(place)
         if not (isinstance(first, Aliased) and isinstance(second, Aliased)):
             pytest.skip("no aliases")
-        gone, left = place.new_name(), place.new_name()
+        gone = place.new_name()
         first.set_alias(gone)
+        assert place.open(gone).exists()
+        left = place.new_name()
         second.set_alias(left)
         first.drop()
         assert not first.exists()
@@ -112,6 +114,7 @@ class Abilities(Base):
         place.open(gone).create(Spec(DIMENSION, self.default_storage), {"name": b"new"})
         assert place.open(gone).get_records(["name"]) == {"name": b"new"}
         assert place.open(left).get_records(["name"]) == {"name": b"second"}
+        type(second).remove_alias(replace(location, name=left))
 
     def test_an_alias_is_no_datastores_name(self, place: Place, location: Location) -> None:
         """Neither is a datastore hidden behind an alias, nor removed as one."""

@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from knnlm_store_qdrant.engine.node import InUse, Node
+from knnlm_store_qdrant.engine.folder import Foreign, InUse
+from knnlm_store_qdrant.engine.node import Node
 from knnlm_store_qdrant.engine.refusal import Refused
 from knnlm_store_qdrant.engine.server import Server
 
@@ -48,6 +49,8 @@ def _made(arguments: argparse.Namespace) -> Server | None:
         return Server(node, arguments.port, api_key)
     except InUse as error:
         _say(error=str(error), kind="in use")
+    except Foreign as error:
+        _say(error=str(error), kind="foreign")
     except Refused as error:
         _say(error=str(error), kind="corrupt")
     except OSError as error:

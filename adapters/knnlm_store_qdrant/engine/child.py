@@ -3,6 +3,9 @@
 `acquire(PATH)` starts the process, or shares the one that runs; it ends when the last Endpoint is
 released, when this process ends or dies, and keeps its port and key if it must be started again.
 A child made by fork can go on using an Endpoint while its parent lives; it owns nothing.
+
+Two kinds of locks: the guard is held for a moment, to find an engine and to count its users;
+each engine has a lock of its own, held while it starts or ends. The guard is taken last.
 """
 
 from __future__ import annotations
@@ -21,13 +24,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from knnlm_store.errors import (
-    BackendUnavailable,
-    MissingDependency,
-    StoreCorrupt,
-    StoreError,
-    StoreNotWritable,
-)
+from knnlm_store.errors import MissingDependency
+from knnlm_store_qdrant.engine.unstarted import not_started
 
 _KEY = "KNNLM_ENGINE_API_KEY"
 _START_SECONDS = 120.0
@@ -35,7 +33,7 @@ _STOP_SECONDS = 60.0
 _END_SECONDS = 10.0
 
 _registry: dict[Path, _Engine] = {}
-_guard = threading.RLock()
+_guard = threading.Lock()
 
 
 class Endpoint:
@@ -81,7 +79,7 @@ class Endpoint:
         Call it when a request found nobody listening, then repeat the request: what was
         acknowledged is there. Raises what `acquire` raises.
         """
-        with _guard:
+        with self._engine.lock:
             if self._released or self._engine.poll() is None:
                 return False
             self._engine.start()
@@ -89,14 +87,10 @@ class Endpoint:
 
     def release(self) -> None:
         """Give the engine up; the last to do so ends it, with all flushed. Idempotent."""
-        with _guard:
-            if self._released:
-                return
-            self._released = True
-            self._engine.users -= 1
-            if self._engine.users == 0 and _registry.get(self.path) is self._engine:
-                del _registry[self.path]
-                self._engine.stop()
+        with self._engine.lock:
+            if not self._released:
+                self._released = True
+                _leave(self._engine)
 
 
 def acquire(path: str | os.PathLike[str]) -> Endpoint:
@@ -108,16 +102,32 @@ def acquire(path: str | os.PathLike[str]) -> Endpoint:
     """
     place = Path(path).expanduser().resolve()
     with _guard:
-        engine = _registry.get(place) or _Engine(place)
-        if engine.poll() is not None:
-            engine.start()
-        _registry[place] = engine
+        engine = _registry.setdefault(place, _Engine(place))
         engine.users += 1
+    with engine.lock:
+        try:
+            if engine.poll() is not None:
+                engine.start()
+        except BaseException:
+            _leave(engine)
+            raise
         return Endpoint(engine)
 
 
+def _leave(engine: _Engine) -> None:
+    """Count a user out, under the engine's lock; the last one ends the process."""
+    with _guard:
+        engine.users -= 1
+        last = engine.users == 0
+    if last:
+        engine.stop()  # while it is registered, so that who wants the folder waits for its end
+    with _guard:
+        if engine.users == 0 and _registry.get(engine.path) is engine:
+            del _registry[engine.path]
+
+
 class _Engine:
-    """The process that has a folder. Methods are called under the guard."""
+    """The process that has a folder. Methods are called under its lock, save `poll`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.port, self.users = path, 0, 0
@@ -125,18 +135,20 @@ class _Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: IO[bytes] | None = None
         self._foreign = False
+        self.lock = threading.RLock()
 
     def poll(self) -> int | None:
         """Tell the exit status; -1 if it never ran, None while it runs or belongs to a parent."""
         if self._foreign:
             return None
-        if self._process is None:
+        process = self._process
+        if process is None:
             return -1
-        if self._process.poll() is None and _at_end(self._process):
+        if process.poll() is None and _at_end(process):
             # killed: its sockets are closed, and in a moment it can be waited for
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_SECONDS)
-        return self._process.poll()
+                process.wait(_END_SECONDS)
+        return process.poll()
 
     @property
     def pid(self) -> int | None:
@@ -152,7 +164,7 @@ class _Engine:
             said = self._launched(0)
         if "port" not in said:
             self._forget()
-            raise _refused(self.path, said)
+            raise not_started(self.path, said)
         self.port = said["port"]
 
     def stop(self) -> None:
@@ -171,6 +183,7 @@ class _Engine:
 
     def disown(self) -> None:
         """In a forked child: let go of what the parent must be able to close."""
+        self.lock = threading.RLock()  # a thread that this process does not have may hold the old
         if self._process is not None:
             self._process.returncode = 0  # not this process's to wait for
         self._foreign = True
@@ -239,36 +252,18 @@ def _import_path() -> str:
     return os.pathsep.join(path for path in sys.path if path)
 
 
-def _refused(path: Path, said: dict[str, Any]) -> StoreError:
-    """Make the error of an engine that did not start."""
-    error, kind = str(said.get("error")), said.get("kind")
-    if kind == "in use":
-        return BackendUnavailable(
-            error, hint="Wait until it has finished, or end it, then run this again."
-        )
-    if kind == "corrupt":
-        return StoreCorrupt(error, hint="Restore the folder from a copy.")
-    if kind == "system":
-        return StoreNotWritable(
-            f"{path} cannot be used as a folder of datastores: {error}",
-            hint="Give another folder, or this user permission to write there.",
-        )
-    return BackendUnavailable(
-        f"The Qdrant engine for {path} did not start: {error}",
-        hint="Check the installation: pip install 'knnlm-store[qdrant]'",
-    )
-
-
 def _stop_all() -> None:
     with _guard:
-        for engine in list(_registry.values()):
-            engine.stop()
+        engines = list(_registry.values())
         _registry.clear()
+    for engine in engines:
+        with engine.lock:
+            engine.stop()
 
 
 def _disown_all() -> None:
     global _guard
-    _guard = threading.RLock()
+    _guard = threading.Lock()
     for engine in list(_registry.values()):
         engine.disown()
     _registry.clear()

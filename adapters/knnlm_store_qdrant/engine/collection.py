@@ -6,6 +6,7 @@ the copy an index is built from is whole, and what is written meanwhile can be w
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -22,11 +23,14 @@ from knnlm_store_qdrant.engine.refusal import Refused, engine, no_collection
 from knnlm_store_qdrant.engine.settings import Settings
 
 ABOUT = "collection.json"
+FILES = re.compile("files-[0-9a-f]{12}")
+"""Names of the folders that the engine's own files are in."""
 
 _FLUSH_SECONDS = 5.0
 _QUIET_SECONDS = 1.0
 _LOG_POINTS = 100_000
 _LAST_ROUND = 8
+_LOADING_BYTES = 8 << 20  # that the engine may take when it opens files, even to read them
 
 
 class Collection:
@@ -42,7 +46,7 @@ class Collection:
         self._writing = threading.RLock()
         self._gone = False
         self._written = self._flushed = time.monotonic()
-        self._dirty = False
+        self._dirty = self._swept = False
         # Of index building:
         self._log: list[edge.UpdateOperation] | None = None
         self._logged = 0
@@ -68,9 +72,7 @@ class Collection:
         """Read the description of one; raises OSError, ValueError, KeyError."""
         about = read_json(folder / ABOUT)
         settings = Settings.model_validate(about["settings"])
-        found = cls(folder, space, about["name"], settings, about["files"])
-        found._sweep()
-        return found
+        return cls(folder, space, about["name"], settings, about["files"])
 
     @property
     def shard(self) -> edge.EdgeShard:
@@ -82,6 +84,7 @@ class Collection:
             if self._gone:
                 raise no_collection(self.name)
             if self._shard is None:
+                self._space.require(_LOADING_BYTES)
                 self._shard = self._loaded(self._files)
             return self._shard
 
@@ -90,6 +93,7 @@ class Collection:
         with self._writing:
             shard = self.shard
             self._space.check(0)
+            self._sweep_once()
             before = shard.info().points_count
             self._written, self._dirty, self._settled = time.monotonic(), True, False
             try:
@@ -179,6 +183,7 @@ class Collection:
         with self._writing:
             if self._gone or not self._wants_build(self.shard.info()):
                 return
+            self._sweep_once()
             debt = self._asked, self._churn
             self._settled, self._asked, self._churn = True, False, 0  # until the next write
             self._log, self._logged = [], 0
@@ -238,10 +243,16 @@ class Collection:
         plain = settings.model_dump(mode="json", exclude_unset=True)
         write_json(self.folder / ABOUT, {"name": self.name, "files": files, "settings": plain})
 
+    def _sweep_once(self) -> None:
+        """Remove, before the first change, what an earlier process left; while none is built."""
+        if not self._swept:
+            self._sweep()
+            self._swept = True
+
     def _sweep(self) -> None:
         """Remove files of an earlier or unfinished index."""
-        for path in self.folder.glob("files-*"):
-            if path.name != self._files:
+        for path in self.folder.iterdir():
+            if FILES.fullmatch(path.name) and path.name != self._files:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -76,5 +76,9 @@ class Space:
 
     def check(self, extra: int) -> None:
         """Raise Refused unless `extra` bytes fit."""
-        if shutil.disk_usage(self.folder).free < self.reserve + extra:
+        self.require(self.reserve + extra)
+
+    def require(self, size: int) -> None:
+        """Raise Refused unless so many bytes are free, those of the reserve among them."""
+        if shutil.disk_usage(self.folder).free < size:
             raise failed(WAL_FULL)

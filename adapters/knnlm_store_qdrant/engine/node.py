@@ -1,36 +1,28 @@
 """A folder of collections and their aliases, of which one process at a time has the use.
 
-The folder is made by the first write; until then there is simply nothing. Each collection lies
-in `collections/`, in a folder whose name is drawn, not taken from the user.
+The folder is made and marked by the first write; until then there is simply nothing. Reading
+changes nothing in it. Each collection lies in `collections/`, in a folder whose name is drawn, not
+taken from the user.
 """
 
 from __future__ import annotations
 
-import fcntl
-import re
 import shutil
 import threading
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from qdrant_client.http import models
 
-from knnlm_store_qdrant.engine.collection import ABOUT, Collection
+from knnlm_store_qdrant.engine import folder
+from knnlm_store_qdrant.engine.collection import Collection
 from knnlm_store_qdrant.engine.files import Space, read_json, write_json
 from knnlm_store_qdrant.engine.refusal import Refused, failed, no_collection, wrong
 from knnlm_store_qdrant.engine.settings import Settings
 
-_COLLECTIONS, _ALIASES, _LOCK = "collections", "aliases.json", ".lock"
+_COLLECTIONS, _ALIASES = "collections", "aliases.json"
 _TICK_SECONDS = 0.1
-
-
-class InUse(Refused):
-    """Another process has the folder."""
-
-    def __init__(self, folder: Path, process: str) -> None:
-        super().__init__(503, f"{folder} is in use by process {process}.")
 
 
 class Node:
@@ -44,6 +36,7 @@ class Node:
         self._space = Space(root, reserve)
         self._changing = threading.RLock()
         self._lock: IO[str] | None = None
+        self._swept = False
         self._collections: dict[str, Collection] = {}
         self._aliases: dict[str, str] = {}
         self._stopping = threading.Event()
@@ -68,9 +61,11 @@ class Node:
             if name in ("", target)
         ]
 
-    def get(self, name: str) -> Collection:
+    def get(self, name: str, *, write: bool = False) -> Collection:
         """Find a collection by its name or an alias; raises Refused."""
         self._attach()
+        if write:
+            self._sweep()
         found = self._collections.get(self._aliases.get(name, name))
         if found is None:
             raise no_collection(name)
@@ -97,11 +92,12 @@ class Node:
                     "Alias with the same name already exists"
                 )
             self._space.check(0)
-            folder = self.root / _COLLECTIONS / _folder_name(name)
+            self._sweep()
+            place = self.root / _COLLECTIONS / folder.new_name(name)
             try:
-                self._collections[name] = Collection.make(folder, self._space, name, settings)
+                self._collections[name] = Collection.make(place, self._space, name, settings)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
                 raise
 
     def drop(self, name: str) -> bool:
@@ -151,14 +147,14 @@ class Node:
     # -- folder --------------------------------------------------------------------------------
 
     def _attach(self, *, make: bool = False) -> None:
-        """Take the folder if it is there (make it if need be) and read what it holds."""
-        if self._lock is not None or not (make or self.root.exists()):
+        """Take the folder if it is ours (make it so if need be) and read what it holds."""
+        if self._lock is not None or not (folder.is_ours(self.root) or make):
             return
         with self._changing:
             if self._lock is not None:
                 return
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = _locked(self.root, self._owner)
+            lock = folder.locked(self.root, self._owner)
             try:
                 self._read()
             except BaseException:
@@ -167,15 +163,22 @@ class Node:
             self._lock = lock
 
     def _read(self) -> None:
-        folder = self.root / _COLLECTIONS
-        folder.mkdir(exist_ok=True)
+        place = self.root / _COLLECTIONS
         try:
-            found = [Collection.read(path, self._space) for path in _whole(folder)]
+            found = [Collection.read(path, self._space) for path in folder.whole(place)]
             aliases = read_json(self.root / _ALIASES) if (self.root / _ALIASES).exists() else {}
         except (ValueError, KeyError) as error:
-            raise failed(f"{folder} holds what cannot be read: {error}") from error
+            raise failed(f"{place} holds what cannot be read: {error}") from error
         self._collections = {each.name: each for each in found}
         self._aliases = {a: t for a, t in aliases.items() if t in self._collections}
+
+    def _sweep(self) -> None:
+        """Remove, before the first write, what a crash left."""
+        if self._swept or self._lock is None:
+            return
+        with self._changing:  # in which collections are made and dropped
+            folder.sweep(self.root / _COLLECTIONS)
+            self._swept = True
 
     def start(self) -> None:
         """Begin to flush and to build indexes in the background."""
@@ -203,35 +206,3 @@ class Node:
                         continue  # dropped meanwhile, or told to the next writer
 
         return threading.Thread(target=keep, daemon=True)
-
-
-def _locked(root: Path, owner: int) -> IO[str]:
-    """Take the lock on a folder; raises InUse."""
-    lock = (root / _LOCK).open("a+", encoding="ascii")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        process = lock.read() or "?"
-        lock.close()
-        raise InUse(root, process) from None
-    lock.truncate(0)
-    lock.write(str(owner))
-    lock.flush()
-    return lock
-
-
-def _whole(folder: Path) -> list[Path]:
-    """List the folders of collections, and remove those that a crash left half made or dropped."""
-    whole = []
-    for path in folder.iterdir():
-        if (path / ABOUT).exists():
-            whole.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return whole
-
-
-def _folder_name(name: str) -> str:
-    """Draw a name for a folder, with enough of the collection's to be recognised."""
-    return f"{re.sub('[^a-z0-9]+', '-', name.lower())[:40]}.{uuid.uuid4().hex[:12]}"

@@ -39,6 +39,18 @@ class Request:
         """Parse the body as a model of qdrant-client."""
         return points.valid(kind, points.parsed(self.body))
 
+    def check(self) -> None:
+        """Raise Refused for a consistency or an order of writes that Qdrant does not know.
+
+        Of those it knows, one node honours all.
+        """
+        consistency, ordering = self.query.get("consistency"), self.query.get("ordering")
+        if consistency is not None:
+            number = int(consistency) if consistency.isdecimal() else consistency
+            points.valid(models.ReadConsistency, number)
+        if ordering is not None:
+            points.valid(models.WriteOrdering, ordering)
+
     def updated(self) -> dict[str, Any]:
         """Tell a write that is done; every one is, however long the client cares to wait."""
         waited = self.query.get("wait", "false") == "true"
@@ -86,14 +98,15 @@ def _change_aliases(node: Node, request: Request) -> Any:
 
 
 def _upsert(node: Node, request: Request) -> Any:
-    collection = node.get(request.name)
+    collection = node.get(request.name, write=True)
     given = points.insertion(request.body, dimension(collection.settings))
     collection.write(given.operation, given.count)
     return request.updated()
 
 
 def _delete(node: Node, request: Request) -> Any:
-    collection, given = node.get(request.name), request.read(models.PointsSelector)
+    given = request.read(models.PointsSelector)
+    collection = node.get(request.name, write=True)
     only(given, ("points", "filter"))
     with translating():
         if isinstance(given, models.PointIdsList):
@@ -208,7 +221,9 @@ def answer(node: Node, method: str, path: str, query: Mapping[str, str], body: b
         found = pattern.fullmatch(path)
         if found and method in methods:
             parts = {part: unquote(text) for part, text in found.groupdict().items()}
-            return methods[method](node, Request(body, query, **parts))
+            request = Request(body, query, **parts)
+            request.check()
+            return methods[method](node, request)
     if _UNKNOWN.fullmatch(path):
         raise Refused(501, f"The embedded engine does not serve {method} {path}.")
     raise Refused(404, f"Not found: {path}")
