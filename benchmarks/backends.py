@@ -4,11 +4,12 @@ Run: python -m benchmarks.backends [faiss] [qdrant] [milvus] [milvus-lite]
 
 A Qdrant or Milvus server is taken from KNNLM_TEST_QDRANT_URL and KNNLM_TEST_MILVUS_URI;
 otherwise Qdrant's engine runs embedded, and Milvus is the server that PyPI's `milvus` carries.
-All of them share the machine's cores with the model.
+All of them share the machine's cores with the model. What is known already goes to stderr.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -171,12 +172,14 @@ def main(names: list[str]) -> None:
     with places(names) as roots:
         for name, ratio in ingest_speed(roots, model).items():
             figures[name]["ingest_over_bare_core"] = ratio
+        print(json.dumps(figures), file=sys.stderr, flush=True)
         for name, root in roots.items():
             store, found = filled(root, model, SMALL.get(name, ENTRIES))
             index = store.info()["index"]
             figures[name] |= found | {"index": index, "decoding": decoding_speed(store, lm, ids)}
             lm.off()
             figures[name] |= perplexities(store, model)
+            print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
             store.backend.drop()
             store.close()
     report("backends", {"backends": figures})

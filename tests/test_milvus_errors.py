@@ -173,7 +173,7 @@ def test_secrets_are_shown_nowhere(
     caplog: pytest.LogCaptureFixture, make: Callable[[str], Exception], said: str
 ) -> None:
     """Not in what we say or log, nor in the traceback of an error that nobody caught."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "knnlm_store.milvus")
     with pytest.raises(StoreError) as told, mapped("here", TOKEN):
         raise make(said)
     printed = "".join(traceback.format_exception(told.value))
@@ -196,7 +196,7 @@ def test_connection_knows_its_secret(
     """What answers repeats the token in an error, and in a row that cannot be read."""
     monkeypatch.setenv("KNNLM_MILVUS_TOKEN", TOKEN)
     created(lite).close()
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "knnlm_store.milvus")
     with served(lite) as (there, _):
         store = MilvusBackend.connect(there)
         client = store._connected()._client
