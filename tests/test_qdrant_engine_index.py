@@ -137,3 +137,19 @@ def test_build_ends_with_the_engine(tmp_path: Path) -> None:
         until(lambda: os.getpriority(os.PRIO_PROCESS, builder) > 0, "work")
         kill(endpoint)
         assert gone(builder, 1)
+
+
+def test_collection_dropped_while_its_index_is_built(tmp_path: Path) -> None:
+    """At any moment of it; the next one's index is built all the same."""
+    with opened(tmp_path) as (_, client):
+        for number in range(4):
+            create(client, f"x{number}")
+            fill(client, f"x{number}", clustered(1000, 6))
+            client.update_collection(
+                f"x{number}", optimizers_config=models.OptimizersConfigDiff(indexing_threshold=1)
+            )
+            time.sleep(0.1 * number)
+            client.delete_collection(f"x{number}")
+        create(client, "y")
+        fill(client, "y", clustered(1000, 2))
+        assert index(client, "y").indexed_vectors_count == 1000

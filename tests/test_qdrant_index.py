@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,18 @@ def test_a_failed_build_is_told(store: Frugal, front: Front) -> None:
     _report(front, status="red")
     with pytest.raises(StoreError, match="failed to build the index: red"):
         store.build_index()
+
+
+def test_a_server_at_work_is_waited_for(front: Front, vendor: QdrantClient) -> None:
+    """For longer than one that does not begin."""
+    store = created(Impatient.connect(front.location("law")))
+    store.upsert(document(1, 2000))
+    until = time.monotonic() + 2.5
+    _report(front, lambda: time.monotonic() < until, status="yellow")
+    began = time.monotonic()
+    assert "built HNSW16 over 2,000 of 2,000" in str(store.build_index())
+    assert time.monotonic() - began > 2
+    store.close()
 
 
 def test_a_server_that_does_not_begin(

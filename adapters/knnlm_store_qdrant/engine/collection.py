@@ -197,12 +197,14 @@ class Collection:
             if not done:
                 self._settled, self._asked = False, self._asked or debt[0]
                 self._churn += debt[1]
-            self._sweep()
             self._log = None
+            self._sweep()
 
     def _built(self, files: str) -> bool:
         """Build an index on a copy and take that over; False if the copy was overtaken."""
         with self._writing:
+            if self._gone:
+                return False
             self.flush()
             self._space.check(2 * size_of(self.folder / self._files))
             copy_tree(self.folder / self._files, self.folder / files)
@@ -250,8 +252,8 @@ class Collection:
             self._swept = True
 
     def _sweep(self) -> None:
-        """Remove files of an earlier or unfinished index."""
-        for path in self.folder.iterdir():
+        """Remove files of an earlier or unfinished index; nothing if it was dropped meanwhile."""
+        for path in self.folder.glob("files-*"):
             if FILES.fullmatch(path.name) and path.name != self._files:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -7,6 +7,7 @@ taken from the user.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from qdrant_client.http import models
 from knnlm_store_qdrant.engine import folder
 from knnlm_store_qdrant.engine.collection import Collection
 from knnlm_store_qdrant.engine.files import Space, read_json, write_json
-from knnlm_store_qdrant.engine.refusal import Refused, failed, no_collection, wrong
+from knnlm_store_qdrant.engine.refusal import Refused, engine, failed, no_collection, wrong
 from knnlm_store_qdrant.engine.settings import Settings
 
 _COLLECTIONS, _ALIASES = "collections", "aliases.json"
@@ -200,9 +201,8 @@ class Node:
         def keep() -> None:
             while not self._stopping.wait(_TICK_SECONDS):
                 for collection in list(self._collections.values()):
-                    try:
+                    # Dropped meanwhile, or told to the next writer; the others go on regardless.
+                    with contextlib.suppress(Refused), engine():
                         work(collection)
-                    except Refused:
-                        continue  # dropped meanwhile, or told to the next writer
 
         return threading.Thread(target=keep, daemon=True)
