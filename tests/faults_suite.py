@@ -75,8 +75,11 @@ class FaultSuite:
     """What is said of one that asks for another key, or for one."""
     rounds: ClassVar[int] = 3
     """Ingests that are spoilt."""
-    rates: ClassVar[dict[tuple[str, ...], float]] = {TRANSIENT: 0.1, FALSE: 0.02}
-    """Of replies that are spoilt meanwhile."""
+    spoiling: ClassVar[dict[str, tuple[tuple[str, ...], float]]] = {
+        "transient": (TRANSIENT, 0.1),
+        "false": (FALSE, 0.02),
+    }
+    """Of what kind, and how often, faults are meanwhile."""
     reads: ClassVar[int] = 150
     group_seconds: ClassVar[float] = 0.05
     """Time after which ingests commit."""
@@ -120,23 +123,24 @@ class FaultSuite:
     # -- spoilt at random ----------------------------------------------------------------------
 
     @pytest.mark.usefixtures("short")
-    @pytest.mark.parametrize("faults", [TRANSIENT, FALSE], ids=["transient", "false"])
+    @pytest.mark.parametrize("kind", ["transient", "false"])
     def test_spoilt_ingests(
         self,
         uri: str,
         proxy: Moods,
         shared_model: LanguageModel,
         monkeypatch: pytest.MonkeyPatch,
-        faults: tuple[str, ...],
+        kind: str,
     ) -> None:
         """They go through or end with an error of ours, and then the next one mends it all."""
         hasty(monkeypatch, group_seconds=self.group_seconds)
+        faults, rate = self.spoiling[kind]
         texts = stages(len(faults), self.rounds)
         ingested(shared_model, uri, texts[0])
         work, outcomes = partial(ingested, shared_model, through(proxy, uri)), Counter[str]()
         for number, each in enumerate(texts[1:]):
             for attempt in range(4):
-                proxy.mood = Chance(4 * number + attempt, self.rates[faults], faults)
+                proxy.mood = Chance(4 * number + attempt, rate, faults)
                 outcome = outcome_of(partial(work, each))
                 outcomes[outcome] += 1
                 if not outcome:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -172,8 +173,11 @@ def _shorter(value: Any) -> Any:
 
 
 @contextmanager
-def grpc_proxy(upstream: str) -> Iterator[Moods]:
-    """Stand before a gRPC server of single calls, `HOST:PORT`."""
+def grpc_proxy(upstream: str, tls: tuple[Path, Path] | None = None) -> Iterator[Moods]:
+    """Stand before a gRPC server of single calls, `HOST:PORT`.
+
+    tls: files of the certificate that it shows, and of its key.
+    """
     moods, served = Moods(), count()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     again = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
@@ -206,7 +210,12 @@ def grpc_proxy(upstream: str) -> Iterator[Moods]:
 
     server = grpc.server(ThreadPoolExecutor(32), options=options)
     server.add_generic_rpc_handlers((Forward(),))
-    moods.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if tls is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        chain, key = (file.read_bytes() for file in tls)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+    moods.address = f"127.0.0.1:{port}"
     server.start()
     try:
         yield moods

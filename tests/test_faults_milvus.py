@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,12 +18,14 @@ from pymilvus import MilvusClient
 
 from knnlm_store import fallback, registry
 from knnlm_store.datastore import Datastore
+from knnlm_store.errors import BackendUnavailable, StorageFull
 from knnlm_store.generation import KnnLM
 from knnlm_store.models import LanguageModel, load
+from knnlm_store.values import Location
 from knnlm_store_milvus import MilvusBackend, connection, entries
 from tests.cli_support import python, run
 from tests.faults_commands import assert_told
-from tests.faults_servers import another_milvus
+from tests.faults_servers import another_milvus, fill, small_disk
 from tests.faults_suite import FaultSuite
 from tests.faults_support import (
     AFTER,
@@ -37,9 +40,11 @@ from tests.faults_support import (
     quiet_run,
     until,
 )
+from tests.ingest_support import held
 from tests.milvus_server import TOKEN, MilvusProcess
 from tests.milvus_support import created, keys, of_keys
-from tests.proxies import FALSE, TRANSIENT, Moods, grpc_proxy
+from tests.proxies import FALSE, Moods, grpc_proxy
+from tests.qdrant_front import certificate
 
 PASSWORD = "Distinctive-5f2c9e"
 
@@ -93,7 +98,10 @@ class TestFaults(FaultSuite):
     gone = silent
     refused = silent
     rounds = 2
-    rates: ClassVar = {TRANSIENT: 0.06, FALSE: 0.05}
+    spoiling: ClassVar = {
+        "transient": (("cut", "late", "refuse"), 0.08),  # not "hang", which costs seconds here
+        "false": (FALSE, 0.05),
+    }
     reads = 60
     group_seconds = 0.3
 
@@ -120,6 +128,32 @@ def test_scans_are_whole_over_several_segments(uri: str, monkeypatch: pytest.Mon
         assert [i for batch in store.scan() for i in batch.ids.tolist()] == expected
     assert store.count() == len(expected)
     store.close()
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+def test_certificates(
+    server: MilvusProcess, token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is trusted serves; of others it is said, and that trying again is no use."""
+    ours, theirs = certificate(tmp_path, "ours"), certificate(tmp_path, "theirs")
+    where = Location("milvuss", "", f"law_{uuid.uuid4().hex[:8]}", network=True)
+    with grpc_proxy(server.root, ours) as secure, grpc_proxy(server.root) as plain:
+        there, no_tls = replace(where, root=secure.address), replace(where, root=plain.address)
+        monkeypatch.setenv("KNNLM_MILVUS_CA", str(ours[0]))
+        store = MilvusBackend.connect(there)
+        assert not store.exists()
+        store.close()
+        with pytest.raises(BackendUnavailable, match="does not speak TLS as expected") as caught:
+            MilvusBackend.connect(no_tls)
+        assert not caught.value.retryable
+        for authority in (str(theirs[0]), ""):
+            monkeypatch.setenv("KNNLM_MILVUS_CA", authority)
+            told = run("info", there).failure()
+            hint = "Name the file of the authority that signed it in KNNLM_MILVUS_CA."
+            said = f"The certificate of Milvus at {secure.address} is not trusted: "
+            assert (told[0], told[1].startswith(said), told[2]) == (1, True, hint), told
 
 
 # -- killed ----------------------------------------------------------------------------------------
@@ -178,6 +212,27 @@ def _mixes(lm: KnnLM, tokens: torch.Tensor) -> bool:
 
 
 # -- Milvus Lite -----------------------------------------------------------------------------------
+
+
+# of a file that Milvus Lite cannot close then
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+def test_full_disk(tmp_path: Path, shared_model: LanguageModel) -> None:
+    """Nothing that was committed is lost, and it goes on once there is space."""
+    with small_disk(tmp_path, "16m") as disk:
+        uri = f"milvus:{disk}/file.db/law"
+        ingested(shared_model, uri, BEFORE)
+        ballast = fill(disk, leave=4096)
+        with pytest.raises(StorageFull) as caught:
+            ingested(shared_model, uri, AFTER)
+        said = f"Milvus at {disk}/file.db has no room left ([Errno 28] No space left on device)."
+        assert str(caught.value) == said
+        assert caught.value.hint == "Free some space or raise its quota, then run this again."
+        ballast.unlink()
+        with Datastore.open(uri) as store:
+            assert np.isin(held(quiet_run(shared_model, BEFORE)).ids, held(store).ids).all()
+        ingested(shared_model, uri, AFTER)
+        assert_as(uri, quiet_run(shared_model, BEFORE, AFTER))
+
 
 KILLED = """
 import os, signal, sys

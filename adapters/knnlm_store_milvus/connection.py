@@ -16,9 +16,9 @@ from typing import Any, NoReturn, Self
 from pymilvus import MilvusClient
 from pymilvus.client.types import LoadState
 
-from knnlm_store.errors import StoreError, StoreNotFound
+from knnlm_store.errors import BackendUnavailable, StoreError, StoreNotFound
 from knnlm_store.values import Location
-from knnlm_store_milvus import lite
+from knnlm_store_milvus import lite, tls
 from knnlm_store_milvus.failures import mapped, redacted, too_slow
 from knnlm_store_milvus.indexes import parse_mark
 from knnlm_store_milvus.place import Place
@@ -43,16 +43,19 @@ class Connection:
 
     def __init__(self, place: Place) -> None:
         """Connect; raises BackendUnavailable."""
-        self.place = place
-        self.label = place.label
+        self.place, self.label = place, place.label
         self._end: float | None = None
         self._writing: AbstractContextManager[object] = nullcontext()
         uri = place.uri
         if place.lite is not None:
             uri = lite.acquire(place.lite)
             self._writing = lite.write_lock(place.lite)
+        end = time.monotonic() + place.timeout
         try:
             self._client = self._connect(uri)
+        except BackendUnavailable as failure:
+            self._leave()
+            raise tls.explained(failure, place, end) from failure.__cause__
         except BaseException:
             self._leave()
             raise
