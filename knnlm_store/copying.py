@@ -80,7 +80,7 @@ def copy(
     if missing:
         forget_temperature(target)
     with DocumentWriter(target.backend, catalog) as writer:
-        for group in _groups(missing, source.manifest.dimension):
+        for group in _groups(missing, source.manifest.key_dimension):
             if stop():
                 report.interrupted = True
                 break

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from knnlm_store import catalog, intents, registry
 from knnlm_store.backend import Indexed, VectorBackend
-from knnlm_store.errors import StoreExists, StoreNotFound, UsageError
+from knnlm_store.errors import InvalidEntries, StoreExists, StoreNotFound, UsageError
 from knnlm_store.manifest import RECORDS, Manifest
 from knnlm_store.values import DocumentFilter, Float32, Freshness, Location, Neighbours, Spec
 
@@ -64,7 +64,7 @@ class Datastore:
         location = registry.parse(uri) if isinstance(uri, str) else uri
         backend = registry.connect(location)
         try:
-            spec = Spec(manifest.dimension, storage or backend.storages[0], options or {})
+            spec = Spec(manifest.key_dimension, storage or backend.storages[0], options or {})
             if backend.exists():
                 _tell_unused(backend, location, spec)
             else:
@@ -112,7 +112,23 @@ class Datastore:
         timeout: float | None = None,
     ) -> Neighbours:
         """Search for hidden states, float32 `[q, d]`; see VectorBackend.search."""
+        queries = self.keys(queries)
         return self.backend.search(queries, k, within=within, freshness=freshness, timeout=timeout)
+
+    def keys(self, hidden: Float32) -> Float32:
+        """Map hidden states float32 `[n, d]` to keys as they are stored, float32 `[n, m]`.
+
+        Raises InvalidEntries for another d.
+        """
+        key_map = self.manifest.key_map
+        if key_map is None:
+            return hidden
+        if hidden.ndim != 2 or hidden.shape[1] != self.manifest.dimension:
+            raise InvalidEntries(
+                f"Hidden states have shape {hidden.shape}; this datastore's model has "
+                f"[n, {self.manifest.dimension}]."
+            )
+        return key_map(hidden)
 
     def documents(self) -> Iterator[catalog.DocumentRecord]:
         """Iterate over the catalog, in any order."""
@@ -128,7 +144,8 @@ class Datastore:
             "entries": backend.count(),
             "documents": sum(1 for _ in self.documents()),
             "unfinished": sum(1 for intent in intents.scan(backend) if intent.is_abandoned),
-            "dimension": manifest.dimension,
+            "dimension": manifest.key_dimension,
+            "hidden_dimension": manifest.dimension,
             "storage": backend.spec().storage,
             "bytes": backend.size(),
             "index": backend.describe_index() if isinstance(backend, Indexed) else "exact",

@@ -12,6 +12,7 @@ from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.ingest import digest_of
 from knnlm_store.models import LanguageModel
+from knnlm_store.transform import DIMENSION, NONE
 from knnlm_store.values import Location, Spec
 from knnlm_store.windows import Batch, Window, batches, windows
 
@@ -39,6 +40,7 @@ def estimate(
     where: Location,
     storage: str | None = None,
     *,
+    transform: str | None = None,
     batch_tokens: int | None = None,
 ) -> Estimate:
     """Tokenise what is new or changed, and time one forward pass of it. Writes nothing."""
@@ -64,8 +66,9 @@ def estimate(
             inputs += len(window.inputs)
             if sum(len(w.inputs) for w in sample) < (batch_tokens or model.window):
                 sample.append(window)
-    dimension = model.manifest().dimension
-    spec = Spec(dimension, result.storage)
+    hidden = model.manifest().dimension
+    dimension = hidden if transform == NONE else min(hidden, DIMENSION)
+    spec = backend.spec() if known else Spec(dimension, result.storage)
     result.bytes = result.tokens * backend.bytes_per_entry(spec)
     if sample:
         batch = next(batches(sample, batch_tokens or model.window))

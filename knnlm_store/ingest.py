@@ -138,7 +138,7 @@ class _Run:
         for row, window in enumerate(batch.windows):
             job = window.owner
             keys = to_numpy(hidden[row, window.new - window.begin : window.end - window.begin])
-            self.writer.write(job.version, window.new, keys, window.targets)
+            self.writer.write(job.version, window.new, self.store.keys(keys), window.targets)
             self.report.tokens += len(window.targets)
             share = len(window.targets) / len(job.text_tokens)
             self.report.bytes_read += round(job.version.size * share)

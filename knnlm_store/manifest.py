@@ -1,6 +1,7 @@
 """What a datastore is: the model that wrote it, where its keys were read, and its format.
 
-Two records hold it: `manifest` (JSON) and `probe` (keys of a fixed sentence). The probe says
+Three records hold it: `manifest` (JSON), `probe` (keys of a fixed sentence) and, where there is
+one, `transform` (see transform.py). The probe says
 what file digests cannot: whether the model at hand maps text to the same key space, whatever
 file, dtype or quantisation it was loaded from.
 """
@@ -10,16 +11,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from knnlm_store.errors import StoreCorrupt, StoreMismatch
+from knnlm_store.transform import NONE, RECORD, Transform
 from knnlm_store.values import Float32
 
 FORMAT = 1
-RECORDS = ("manifest", "probe")
+RECORDS = ("manifest", "probe", RECORD)
 
 # Relative distance between two models' keys of the probe sentence. Measured on SmolLM2-135M:
 # below 1e-5 between batch shapes, 0.001 for float16, 0.012 for bfloat16, 0.015 for int8 weights,
@@ -38,10 +40,10 @@ class Manifest:
 
     model, architecture: name and class of the model. shape: its type and sizes. precision: dtype
     of its weights, or how they are quantised. tokenizer: digest of its vocabulary and of
-    how it splits a probe sentence. key: the key point. transform: what maps hidden states to
-    stored keys. dimension: of the hidden states. document_start: id of the token put before each
-    document. window: inputs of one forward pass at ingest. probe: float32 `[p, d]`, keys of the
-    probe sentence before the transform.
+    how it splits a probe sentence. key: the key point. dimension: of the hidden states.
+    document_start: id of the token put before each document. window: inputs of one forward pass
+    at ingest. transform: name of what maps hidden states to stored keys; key_map: that map, None
+    for `none`. probe: float32 `[p, d]`, hidden states of the probe sentence.
     """
 
     model: str
@@ -54,17 +56,28 @@ class Manifest:
     document_start: int
     window: int
     created: str
-    transform: str = "none"
+    transform: str = NONE
     format: int = FORMAT
     probe: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32), compare=False)
+    key_map: Transform | None = field(default=None, compare=False)
+
+    @property
+    def key_dimension(self) -> int:
+        """Count the dimensions of stored keys."""
+        return self.dimension if self.key_map is None else self.key_map.dimension
+
+    def mapping(self, key_map: Transform | None) -> Manifest:
+        """Give this manifest with a key transform, or with none."""
+        return replace(self, transform=key_map.name if key_map else NONE, key_map=key_map)
 
     def records(self) -> dict[str, bytes]:
         """Give the records that hold this manifest."""
-        values = asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "key_map"}
         probe = io.BytesIO()
         np.save(probe, values.pop("probe"), allow_pickle=False)
         text = json.dumps(values, ensure_ascii=False, sort_keys=True)
-        return {"manifest": text.encode(), "probe": probe.getvalue()}
+        records = {"manifest": text.encode(), "probe": probe.getvalue()}
+        return records | (self.key_map.records() if self.key_map else {})
 
     @classmethod
     def read(cls, records: Mapping[str, bytes], where: str) -> Manifest:
@@ -86,12 +99,13 @@ class Manifest:
                 field="format",
                 hint="Run: pip install --upgrade knnlm-store",
             )
-        known = {f.name for f in fields(cls)} - {"probe"}
+        known = {f.name for f in fields(cls)} - {"probe", "key_map"}
         try:
             probe = np.lib.format.read_array(io.BytesIO(records["probe"]), allow_pickle=False)
-            return cls(probe=probe, **{k: v for k, v in values.items() if k in known})
+            manifest = cls(probe=probe, **{k: v for k, v in values.items() if k in known})
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"The manifest of {where} is incomplete.") from error
+        return replace(manifest, key_map=Transform.read(records, manifest.transform, where))
 
     def require_same(self, other: Manifest, where: str) -> str | None:
         """Raise StoreMismatch, naming the field, unless `other`'s model may use this datastore.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knnlm_store.cli import common, options, output
+from knnlm_store.cli.creating import Wanted, key_space
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.errors import UsageError
 
@@ -64,6 +64,23 @@ def ingest(
             show_default="1024, or the model's limit if lower",
         ),
     ] = None,
+    transform: Annotated[
+        str | None,
+        options.option(
+            options.STORE,
+            "How a new datastore maps hidden states to keys: model, the same for all datastores "
+            "of the model, to 256 dimensions at most, or none.",
+            show_default="model",
+        ),
+    ] = None,
+    transform_from: Annotated[
+        str | None,
+        options.option(
+            options.STORE,
+            "Datastore of the same model whose map a new one takes, where that was made on "
+            "another machine and both are to be searched together.",
+        ),
+    ] = None,
     source: Annotated[
         str | None,
         options.option(
@@ -114,7 +131,9 @@ def ingest(
     corpus = Corpus(inputs, reading)
     where = common.location(store, backend, name, url, corpus)
     _check_storage(where, storage)
-    wanted = _Wanted(key_module, window, storage, common.creation_options(option))
+    wanted = Wanted(
+        key_module, window, storage, common.creation_options(option), transform, transform_from
+    )
     language_model = _model(where, wanted, model, revision=revision, device=device, dtype=dtype)
     run = _dry_run if dry_run else _ingest
     run(corpus, language_model, where, wanted, batch_size, json)
@@ -131,29 +150,14 @@ def _check_storage(where: Location, storage: str | None) -> None:
         )
 
 
-def _check_settings(backend: VectorBackend, wanted: _Wanted) -> None:
+def _check_settings(backend: VectorBackend, wanted: Wanted) -> None:
     """Have the backend refuse settings before a model is loaded; its dimension is not known yet."""
     from knnlm_store.values import Spec
 
     backend.check_spec(Spec(64, wanted.storage or backend.storages[0], wanted.settings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What the user said of a new datastore, and an old one must agree with; None if nothing."""
-
-    key: str | None
-    window: int | None
-    storage: str | None
-    settings: dict[str, str]
-
-    def loading(self) -> dict[str, Any]:
-        """Give what concerns the loading of a model."""
-        said = {"key": self.key, "window": self.window}
-        return {name: value for name, value in said.items() if value is not None}
-
-
-def _model(where: Location, wanted: _Wanted, name: str, **loading: Any) -> LanguageModel:
+def _model(where: Location, wanted: Wanted, name: str, **loading: Any) -> LanguageModel:
     """Load the model as the datastore needs it, or as the user wants it for a new one."""
     from knnlm_store import registry
     from knnlm_store.datastore import Datastore
@@ -183,16 +187,15 @@ def _ingest(
     corpus: Corpus,
     model: LanguageModel,
     where: Location,
-    wanted: _Wanted,
+    wanted: Wanted,
     batch_size: int | None,
     json: bool,
 ) -> None:
     from knnlm_store.datastore import Datastore
     from knnlm_store.ingest import ingest as run
 
-    with Datastore.open_or_create(
-        where, model.manifest(), wanted.storage, wanted.settings
-    ) as store:
+    manifest = key_space(model, where, wanted, batch_size)
+    with Datastore.open_or_create(where, manifest, wanted.storage, wanted.settings) as store:
         with (
             output.progress("ingest", corpus.total_bytes) as bar,
             stop_on_interrupt() as stop,
@@ -242,7 +245,7 @@ def _dry_run(
     corpus: Corpus,
     model: LanguageModel,
     where: Location,
-    wanted: _Wanted,
+    wanted: Wanted,
     batch_size: int | None,
     json: bool,
 ) -> None:
@@ -254,6 +257,7 @@ def _dry_run(
             model,
             where,
             wanted.storage,
+            transform=wanted.transform,
             batch_tokens=common.batch_tokens(model, batch_size),
         )
     if json:
