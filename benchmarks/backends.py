@@ -30,7 +30,7 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.evaluation import evaluate
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Neighbours
 from tests.servers import milvus_root, qdrant_root

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.common import language_model, report, store_of, timed
 from knnlm_store.generation import KnnLM
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 
 PROMPT = "The import statement is executed in two steps:"
 NEW_TOKENS, ROUNDS, KS = 48, 3, (32, 128, 1024)

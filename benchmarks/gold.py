@@ -15,7 +15,7 @@ from knnlm_store.corpus import Corpus, Document
 from knnlm_store.datastore import Datastore
 from knnlm_store.evaluation import evaluate
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 
 TOKENS = 63_710
 GOLD = {"plain": 9.753, "mixture": 9.019}

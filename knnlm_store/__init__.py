@@ -15,26 +15,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from knnlm_store.blending import fit_blend
     from knnlm_store.corpus import Corpus, ReadOptions
     from knnlm_store.datastore import Datastore
     from knnlm_store.errors import KnnlmError
     from knnlm_store.evaluation import evaluate
     from knnlm_store.generation import KnnLM
-    from knnlm_store.interpolation import Fixed, Mixture
+    from knnlm_store.mixture import Fixed, Mixture
     from knnlm_store.models import LanguageModel
+    from knnlm_store.policies import Ratio
+    from knnlm_store.several import Blend, Pool
 
     __version__: str
 else:
     _HOMES = {
+        "Blend": "several",
         "Corpus": "corpus",
         "Datastore": "datastore",
-        "Fixed": "interpolation",
+        "Fixed": "mixture",
         "KnnLM": "generation",
         "KnnlmError": "errors",
         "LanguageModel": "models",
-        "Mixture": "interpolation",
+        "Mixture": "mixture",
+        "Pool": "several",
+        "Ratio": "policies",
         "ReadOptions": "corpus",
         "evaluate": "evaluation",
+        "fit_blend": "blending",
     }
 
     def __getattr__(name):  # noqa: ANN001, ANN202  type checkers read the imports above
@@ -58,6 +65,7 @@ else:
 
 
 __all__ = [
+    "Blend",
     "Corpus",
     "Datastore",
     "Fixed",
@@ -65,7 +73,10 @@ __all__ = [
     "KnnlmError",
     "LanguageModel",
     "Mixture",
+    "Pool",
+    "Ratio",
     "ReadOptions",
     "__version__",
     "evaluate",
+    "fit_blend",
 ]

@@ -9,22 +9,42 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from knnlm_store.calibrated import Calibration
 from knnlm_store.catalog import DocumentRecord
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import StorageFull, StoreCorrupt, StoreNotWritable
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.errors import StorageFull, StoreCorrupt, StoreNotWritable, UsageError
+from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
+from knnlm_store.policies import Ratio
 from knnlm_store.values import DocumentFilter, Float32
 
 DEFAULT_K = 1024
 DEFAULT_LMBDA = 0.25
+FITTED = ("bucketed", "learned")
+"""Policies that are nothing before they are fitted."""
+POLICIES = ("fixed", "ratio", *FITTED)
 
 _RECORD = "temperature"
 _DOCUMENTS, _ENTRIES, _NEIGHBOUR = 32, 8, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The mixture to use, and where it came from.
+
+    calibrated: from `tune`. temperature_from_data: taken from distances in the datastore. note:
+    what the user should know of it, if anything.
+    """
+
+    mixture: Mixture
+    calibrated: bool = False
+    temperature_from_data: bool = False
+    note: str | None = None
 
 
 def default_mixture(
@@ -33,13 +53,67 @@ def default_mixture(
     k: int | None = None,
     temperature: float | None = None,
     lmbda: float | None = None,
+    policy: str | None = None,
 ) -> Mixture:
-    """Fill in what the user did not say. Raises UsageError for what cannot be right."""
-    policy = Fixed(DEFAULT_LMBDA if lmbda is None else lmbda)
-    Mixture(k=DEFAULT_K if k is None else k, temperature=temperature or 1.0, policy=policy)
+    """Fill in what the user did not say; see `settle`."""
+    return settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy).mixture
+
+
+def settle(
+    store: Datastore,
+    *,
+    k: int | None = None,
+    temperature: float | None = None,
+    lmbda: float | None = None,
+    policy: str | None = None,
+) -> Settled:
+    """Decide how neighbours are mixed in.
+
+    Where nothing is said: as calibrated, or else by the ratio rule at k 1024 and the datastore's
+    own temperature. `lmbda` makes it fixed. `policy` names one of POLICIES; a calibration's own k
+    and temperature go with it, unless others are given. Raises UsageError for what cannot be
+    right, StoreCorrupt and StoreMismatch for a calibration that cannot be used.
+    """
+    _check(policy, k, temperature, lmbda)
+    calibration = Calibration.read(store) if lmbda is None else None
+    if calibration is not None and k is None and temperature is None:
+        found = calibration.mixtures.get(policy or calibration.chosen)
+        if found is not None:
+            return Settled(found, calibrated=True, note=calibration.age(store))
+    if policy in FITTED:
+        raise UsageError(
+            f"{store.location} has no {policy} policy that was fitted for it.",
+            hint="Fit one with knnlm-store tune, and leave --k and --temperature out.",
+        )
+    chosen: LambdaPolicy = Ratio()
+    if lmbda is not None or policy == "fixed":
+        chosen = Fixed(DEFAULT_LMBDA if lmbda is None else lmbda)
+    from_data = temperature is None
     if temperature is None:
         temperature = stored_temperature(store) or keep_temperature(store)
-    return Mixture(k=DEFAULT_K if k is None else k, temperature=temperature, policy=policy)
+    note = None
+    if calibration is not None and policy is None:
+        note = "The calibration is not used: it has its own k and temperature."
+    mixture = Mixture(k=DEFAULT_K if k is None else k, temperature=temperature, policy=chosen)
+    return Settled(mixture, temperature_from_data=from_data, note=note)
+
+
+def _check(
+    policy: str | None, k: int | None, temperature: float | None, lmbda: float | None
+) -> None:
+    """Raise UsageError for settings that are wrong on any datastore."""
+    if policy is not None and policy not in POLICIES:
+        raise UsageError(f"{policy!r} is no policy.", hint=f"Use one of {', '.join(POLICIES)}.")
+    if lmbda is not None and policy not in (None, "fixed"):
+        raise UsageError(
+            f"Lambda is not fixed under the {policy} policy.",
+            hint="Leave --lmbda or --policy out.",
+        )
+    Mixture(
+        k=DEFAULT_K if k is None else k,
+        temperature=1.0 if temperature is None else temperature,
+        policy=Fixed(DEFAULT_LMBDA if lmbda is None else lmbda),
+    )
 
 
 def stored_temperature(store: Datastore) -> float | None:

@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from knnlm_store.blending import score_blend
 from knnlm_store.corpus import Document, Problem
-from knnlm_store.datastore import Datastore
-from knnlm_store.errors import CorpusError
-from knnlm_store.interpolation import Float64, Mixture, drop_impossible, mix, target_log_probs
-from knnlm_store.models import LanguageModel, to_numpy
-from knnlm_store.values import Float32, Int64, Neighbours
-from knnlm_store.windows import Batch, Window, batches, windows
-
-_LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits turned into log-probabilities at once: 256 MB
+from knnlm_store.errors import CorpusError, UsageError
+from knnlm_store.interpolation import Float64, mix, target_log_probs
+from knnlm_store.mixture import Evidence, Mixture
+from knnlm_store.models import LanguageModel
+from knnlm_store.scoring import score_batch
+from knnlm_store.several import Blend, Searchable
+from knnlm_store.values import Int64
+from knnlm_store.windows import Window, batches, windows
 
 
 @dataclass
@@ -77,27 +74,27 @@ class Evaluation:
 def evaluate(
     corpus: Iterable[Document | Problem],
     model: LanguageModel,
-    store: Datastore,
-    mixture: Mixture,
+    store: Searchable | Blend,
+    mixture: Mixture | None = None,
     *,
     batch_tokens: int | None = None,
     progress: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation:
     """Score every token of a corpus under the plain model and under the mixture.
 
+    mixture: how a datastore or a pool is mixed in; a blend has its own, and takes none.
     The searches of a forward pass are one batch. Raises CorpusError if nothing could be scored,
     and what the backend raises: an evaluation never falls back to the plain model.
     """
     started = time.monotonic()
+    blend = _blend(store, mixture)
     result = Evaluation()
     stream = _windows(corpus, model, result)
     for batch in batches(stream, batch_tokens or model.window):
-        keys, log_probs, at_tokens = _forward(model, batch)
-        neighbours = store.search(keys, mixture.k)
-        targets = np.concatenate([w.targets for w in batch.windows])
-        mixed = score(neighbours, targets, log_probs, at_tokens(neighbours.tokens), mixture)
-        result.scores.tokens += len(targets)
-        result.scores.plain_nll -= float(log_probs.sum())
+        scored = score_batch(model, batch)
+        mixed = score_blend(scored, blend)
+        result.scores.tokens += len(scored.targets)
+        result.scores.plain_nll -= float(scored.log_probs.sum())
         result.scores.mixture_nll -= float(mixed.sum())
         result.seconds = time.monotonic() - started
         progress(result)
@@ -106,22 +103,21 @@ def evaluate(
     return result
 
 
-def score(
-    neighbours: Neighbours,
-    targets: Int64,
-    target_log_lm: Float64,
-    neighbour_log_lm: Float64,
-    mixture: Mixture,
-) -> Float64:
+def _blend(store: Searchable | Blend, mixture: Mixture | None) -> Blend:
+    if isinstance(store, Blend) and mixture is None:
+        return store
+    if isinstance(store, Blend) or mixture is None:
+        raise UsageError("A datastore is evaluated with a mixture, a blend with its own.")
+    return Blend([(store, mixture)], [1.0])
+
+
+def score(evidence: Evidence, targets: Int64, target_log_lm: Float64, mixture: Mixture) -> Float64:
     """Log p of each target under the mixture, float64 `[q]`.
 
-    targets: int64 `[q]`. target_log_lm: log p_LM of the targets, `[q]`. neighbour_log_lm: log
-    p_LM of the neighbours' tokens, `[q, k]`.
+    targets: int64 `[q]`. target_log_lm: log p_LM of the targets, `[q]`.
     """
-    distances = drop_impossible(neighbours, neighbour_log_lm)
-    log_knn = target_log_probs(distances, neighbours.tokens, targets, mixture.temperature)
-    lmbda = np.where(np.isfinite(distances).any(axis=1), mixture.lmbda(neighbours), 0.0)
-    return mix(log_knn, target_log_lm, lmbda)
+    lmbda, log_weights = mixture.weigh(evidence)
+    return mix(target_log_probs(log_weights, evidence.tokens, targets), target_log_lm, lmbda)
 
 
 def _windows(
@@ -136,66 +132,3 @@ def _windows(
         result.scores.words += len(item.text.split())
         result.scores.bytes += len(item.text.encode("utf-8", "surrogatepass"))
         yield from windows(None, model.document_start, model.encode(item.text), model.window)
-
-
-Lookup = Callable[[Int64], Float64]
-
-
-@torch.inference_mode()
-def _forward(model: LanguageModel, batch: Batch[None]) -> tuple[Float32, Float64, Lookup]:
-    """Run a batch: keys `[q, d]`, log p_LM of the targets `[q]`, and of any tokens `[q, k]`.
-
-    The q rows are the new positions of each window, window after window.
-    """
-    input_ids, mask = model.tensors(batch)
-    width = input_ids.shape[1]
-    keep = width - min(w.new - w.begin for w in batch.windows)
-    with model.tap.private():
-        logits, hidden = _logits_and_hidden(model, input_ids, mask, keep)
-    rows = [
-        (row, window.new - window.begin, window.end - window.begin)
-        for row, window in enumerate(batch.windows)
-    ]
-    shift = width - logits.shape[1]
-    picked = torch.cat([logits[row, a - shift : b - shift] for row, a, b in rows])
-    keys = to_numpy(torch.cat([hidden[row, a:b] for row, a, b in rows]))
-    totals = _log_totals(picked)
-    targets = torch.from_numpy(np.concatenate([w.targets for w in batch.windows]))
-    at_targets = _gather(picked, targets[:, None].to(picked.device)) - totals
-
-    def at_tokens(tokens: Int64) -> Float64:
-        known = torch.from_numpy(np.clip(tokens, 0, picked.shape[1] - 1)).to(picked.device)
-        found = _to_float64(_gather(picked, known) - totals)
-        return np.where((tokens < 0) | (tokens >= picked.shape[1]), -np.inf, found)
-
-    return keys, _to_float64(at_targets)[:, 0], at_tokens
-
-
-def _logits_and_hidden(
-    model: LanguageModel, input_ids: Tensor, mask: Tensor | None, keep: int
-) -> tuple[Tensor, Tensor]:
-    options = {"logits_to_keep": keep} if model.model._supports_logits_to_keep() else {}
-    output = model.model(
-        input_ids=input_ids, attention_mask=mask, use_cache=False, return_dict=True, **options
-    )
-    hidden = model.tap.take(len(input_ids))
-    missing = input_ids.shape[1] - hidden.shape[1]
-    if missing:  # lm_head_input is cut by logits_to_keep as well
-        hidden = torch.nn.functional.pad(hidden, (0, 0, missing, 0))
-    return output.logits, hidden
-
-
-def _log_totals(logits: Tensor) -> Tensor:
-    """Logsumexp of each row in float32, in pieces: `[q, v]` to `[q, 1]`."""
-    rows = max(1, _LOGIT_CELLS // logits.shape[1])
-    pieces = [torch.logsumexp(part.float(), -1, keepdim=True) for part in torch.split(logits, rows)]
-    return torch.cat(pieces)
-
-
-def _gather(logits: Tensor, tokens: Tensor) -> Tensor:
-    return logits.gather(1, tokens).float()
-
-
-def _to_float64(values: Tensor) -> Float64:
-    array: Float64 = values.cpu().numpy().astype(np.float64)
-    return array

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
-from knnlm_store.datastore import Datastore
 from knnlm_store.errors import (
     BackendUnavailable,
     InvalidEntries,
@@ -24,6 +23,7 @@ from knnlm_store.errors import (
     StoreMismatch,
     UsageError,
 )
+from knnlm_store.several import Searchable, in_thread, is_remote
 from knnlm_store.values import Float32, Freshness, Neighbours
 
 TIMEOUT = 2.0
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Outages:
-    """Steps that went without the datastore.
+    """Steps that went without the datastore; where several are in use, each counts for itself.
 
     fallbacks: steps left to the plain model. failures: searches that failed, were late, or had
     to wait for a late one; the other fallbacks came while the breaker was open. opened: how often
@@ -59,7 +59,7 @@ class Outages:
 
 
 class Guard:
-    """Searches one datastore for decoding. Threads may share an object.
+    """Searches one datastore, or one pool, for decoding. Threads may share an object.
 
     timeout: seconds that a search of up to 16 rows may take where the backend is remote, more
     rows longer in proportion; None waits for ever. fallback: False raises every error instead
@@ -69,7 +69,7 @@ class Guard:
 
     def __init__(
         self,
-        store: Datastore,
+        store: Searchable,
         outages: Outages,
         *,
         timeout: float | None = TIMEOUT,
@@ -81,6 +81,7 @@ class Guard:
                 f"A search's timeout must be above 0 seconds, not {timeout}.",
                 hint=f"{TIMEOUT:g} is the default; None waits for ever.",
             )
+        self.remote = is_remote(store)
         self._store = store
         self._outages = outages
         self._timeout = timeout
@@ -119,7 +120,7 @@ class Guard:
         def search() -> Neighbours:
             return self._store.search(queries, k, freshness=Freshness.FAST, timeout=seconds)
 
-        if seconds is None or not self._store.backend.remote:
+        if seconds is None or not self.remote:
             return search()
         return self._deadline.call(search, seconds, most_given_up)
 
@@ -226,10 +227,7 @@ class _Deadline:
                 f"{self._where} did not answer an earlier search within {self._late_after:g} s.",
                 hint=_HINT,
             )
-        answer: Future[Neighbours] = Future()
-        threading.Thread(
-            target=_answer, args=(search, answer), name="knnlm-store search", daemon=True
-        ).start()
+        answer = in_thread(search)
         came = False
         try:
             came = bool(wait([answer], seconds * _GRACE).done)
@@ -253,10 +251,3 @@ class _Deadline:
         if error is not None and not isinstance(error, KnnlmError):
             # a bug, which has nobody left to be raised to
             _log.error("A search of %s, given up before, failed.", self._where, exc_info=error)
-
-
-def _answer(search: Callable[[], Neighbours], answer: Future[Neighbours]) -> None:
-    try:
-        answer.set_result(search())
-    except BaseException as error:  # noqa: BLE001  raised again by whoever waits
-        answer.set_exception(error)

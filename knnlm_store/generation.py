@@ -8,21 +8,22 @@ log p + logsumexp(LM logits), so that the scale stays the model's. Whatever call
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from knnlm_store.calibration import default_mixture
-from knnlm_store.datastore import Datastore
 from knnlm_store.errors import ModelError
-from knnlm_store.fallback import TIMEOUT, Guard, Outages
-from knnlm_store.interpolation import Fixed, Mixture, drop_impossible, mix, token_log_probs
+from knnlm_store.fallback import TIMEOUT, Outages
 from knnlm_store.keys import run_eagerly
+from knnlm_store.memories import Memories, Opening, Row, Source
+from knnlm_store.mixing import mix_parts
+from knnlm_store.mixture import Mixture
 from knnlm_store.models import LanguageModel, to_numpy
-from knnlm_store.values import Neighbours
+from knnlm_store.several import Answered
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 _LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits mixed at once: 256 MB
@@ -53,8 +54,7 @@ class KnnLM:
     def __init__(self, language_model: LanguageModel) -> None:
         self.language_model = language_model
         self.counters = Counters()
-        self._store: Datastore | None = None
-        self._used: tuple[Guard, Mixture] | None = None
+        self._used: Memories | None = None
         self._on = False
         self._thread = _PerThread()
         model = language_model.model
@@ -76,35 +76,74 @@ class KnnLM:
 
     def use(
         self,
-        store: Datastore | str,
+        store: Source,
         mixture: Mixture | None = None,
         *,
         timeout: float | None = TIMEOUT,
         fallback: bool = True,
     ) -> Self:
-        """Mix this datastore in from the next forward pass on.
+        """Mix this datastore in from the next forward pass on; several are pooled, or a Blend.
 
-        mixture: how; by default k 1024, lambda 0.25 and the datastore's own temperature. timeout:
-        seconds that a step waits for a remote datastore (longer in proportion above 16 rows); None
-        waits for ever. fallback: a step whose search fails or is late is the plain model's, bit
-        for bit, and counted; False raises instead. Raises StoreMismatch if another model wrote the
-        datastore, UsageError for a bad timeout; what was in use then stays in use.
+        mixture: how; by default as the datastore was calibrated, or else from its distances; of a
+        pool never as calibrated, and at the median temperature. timeout: seconds that a step
+        waits for a remote datastore (longer in proportion above 16 rows); None waits for ever.
+        fallback: a step whose search fails or is late is the plain model's, bit for bit, and
+        counted; in a blend only the part that failed is. False raises instead. Raises
+        StoreMismatch if another model wrote the datastore or not all of a pool share a key space,
+        UsageError for a bad timeout; what was in use then stays in use.
         """
-        opened = Datastore.open(store) if isinstance(store, str) else store
-        try:
-            guard = Guard(opened, self.counters, timeout=timeout, fallback=fallback)
-            opened.require(self.language_model.manifest())
-            mixture = mixture or default_mixture(opened)
-        except BaseException:
-            if opened is not store:
-                opened.close()
-            raise
-        self._store, self._used = opened, (guard, mixture)
+        return self._switch(self._opening(timeout, fallback).everywhere(store, mixture))
+
+    def use_rows(
+        self,
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = TIMEOUT,
+        fallback: bool = True,
+    ) -> Self:
+        """Mix into each row of a batch its own datastore from the next forward pass on.
+
+        rows: what `use` takes, or that and a mixture as a pair, or None for the plain model, one
+        for each prompt of a batch; beams and returned sequences of a prompt use the prompt's. A
+        datastore is searched once a step, however many rows name it. A forward pass whose batch is
+        no multiple of the rows raises UsageError. The rest is as in `use`.
+        """
+        return self._switch(self._opening(timeout, fallback).by_row(rows))
+
+    @contextmanager
+    def using(
+        self,
+        store: Source,
+        mixture: Mixture | None = None,
+        *,
+        timeout: float | None = TIMEOUT,
+        fallback: bool = True,
+    ) -> Iterator[Self]:
+        """`use` for a with block, after which all is as it was, switched on or off.
+
+        What the block opened, from a URI, it closes: where another thread may be in the middle of
+        a step, give an open datastore.
+        """
+        before, was_on = self._used, self._on
+        mine = self._opening(timeout, fallback).everywhere(store, mixture)
+        with mine.opened:
+            try:
+                yield self._switch(mine)
+            finally:
+                self._used = before
+                self._on = self.language_model.tap.following = was_on
+
+    def _opening(self, timeout: float | None, fallback: bool) -> Opening:
+        manifest = self.language_model.manifest()
+        return Opening(manifest, self.counters, timeout=timeout, fallback=fallback)
+
+    def _switch(self, memories: Memories) -> Self:
+        self._used = memories
         return self.on()
 
     def on(self) -> Self:
         """Mix again what `use` named last."""
-        if self._store is None:
+        if self._used is None:
             raise ModelError("No datastore is in use.", hint="Call use(STORE) first.")
         self._on = self.language_model.tap.following = True
         return self
@@ -117,7 +156,7 @@ class KnnLM:
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
         self.off()
-        self._store = self._used = None
+        self._used = None
         self._handle.remove()
         self.language_model.tap.remove()
 
@@ -143,7 +182,7 @@ class KnnLM:
         with self.counters.lock:
             self.counters.steps += 1
         with torch.no_grad():
-            mixed = self._mix(*used, logits, hidden, wanted)
+            mixed = self._mix(used, logits, hidden, wanted)
         if mixed is None:
             return None
         return _replace(model, output, place, mixed, kwargs)
@@ -153,33 +192,24 @@ class KnnLM:
         model = self.language_model.model
         return self.language_model.tap.is_private or _layers(model) != self._layers
 
-    def _mix(
-        self, guard: Guard, mixture: Mixture, logits: Tensor, hidden: Tensor, wanted: Tensor
-    ) -> Tensor | None:
+    def _mix(self, used: Memories, logits: Tensor, hidden: Tensor, wanted: Tensor) -> Tensor | None:
         """Mix logits `[b, t, v]` by keys `[b, t, d]` where wanted, bool `[b, t]`.
 
         None where nothing is mixed: the logits are the plain model's.
         """
-        if not wanted.any() or mixture.policy == Fixed(0.0):
+        owners = used.owners(len(logits))
+        wanted = wanted & torch.from_numpy(owners >= 0)[:, None]
+        if not wanted.any():
             return None
         queries = to_numpy(hidden[wanted.to(hidden.device)])
-        found = guard.search(queries, mixture.k)
-        if found is None:
+        places = wanted.flatten().nonzero()[:, 0]  # [q]
+        answers = used.search(queries, owners[places.numpy() // wanted.shape[1]])
+        if not answers:
             return None
         mixed: Tensor = logits.to(torch.float32, copy=True).flatten(0, 1)
-        rows = wanted.flatten().nonzero()[:, 0].to(logits.device)
-        step = max(1, _LOGIT_CELLS // mixed.shape[1])
-        done = 0
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            if len(rows) == len(mixed):  # a view, so that nothing is copied twice
-                done += mix_rows(mixed[part], found[part], mixture)
-            else:
-                picked = mixed[rows[part]]
-                done += mix_rows(picked, found[part], mixture)
-                mixed[rows[part]] = picked
+        done = sum(_mix_at(mixed, places[answer.rows], answer.parts) for answer in answers)
         with self.counters.lock:
-            self.counters.searched += len(queries)
+            self.counters.searched += sum(len(answer.rows) for answer in answers)
             self.counters.mixed += done
         return mixed.reshape(logits.shape) if done else None
 
@@ -210,46 +240,24 @@ class KnnLM:
         return torch.eq(input_ids[:, 0], pad).cpu()
 
 
+def _mix_at(logits: Tensor, places: Tensor, parts: list[Answered]) -> int:
+    """Mix rows `places`, int64 `[q]` ascending, of float32 `[n, v]`, a piece at a time."""
+    done, step = 0, max(1, _LOGIT_CELLS // logits.shape[1])
+    for start in range(0, len(places), step):
+        piece = slice(start, start + step)
+        some = [part._replace(found=part.found[piece]) for part in parts]
+        if len(places) == len(logits):  # a view, so that nothing is copied twice
+            done += mix_parts(logits[piece], some)
+        else:
+            at = places[piece].to(logits.device)
+            picked = logits[at]
+            done += mix_parts(picked, some)
+            logits[at] = picked
+    return done
+
+
 def _layers(model: Any) -> Any:
     return getattr(model.config.get_text_config(), "num_hidden_layers", None)
-
-
-def mix_rows(logits: Tensor, found: Neighbours, mixture: Mixture) -> int:
-    """Mix rows of logits, float32 `[q, v]`, in place; gives how many changed.
-
-    A row with lambda 0 or without a neighbour is not touched. -inf stays -inf.
-    """
-
-    def on_device(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(logits.device)
-
-    tokens = np.where((found.tokens < 0) | (found.tokens >= logits.shape[1]), -1, found.tokens)
-    scale = logits.logsumexp(-1, keepdim=True)  # [q, 1]
-    at_tokens = logits.gather(1, on_device(np.maximum(tokens, 0))) - scale  # [q, k]
-    # float64 only on the host: not every device has it
-    lm = np.where(tokens < 0, -np.inf, at_tokens.cpu().numpy().astype(np.float64))
-    distances = drop_impossible(found, lm)
-    lmbda = np.where(np.isfinite(distances).any(axis=1), mixture.lmbda(found), 0.0)
-    rows = np.flatnonzero(lmbda > 0)
-    if not len(rows):
-        return 0
-    log_knn = token_log_probs(distances[rows], tokens[rows], mixture.temperature)
-    values = mix(log_knn, lm[rows], lmbda[rows][:, None])
-    # places without a neighbour repeat the nearest one, so that every write is a true value
-    nearest = distances[rows].argmin(axis=1)[:, None]
-    place = np.where(np.isfinite(distances[rows]), np.arange(distances.shape[1]), nearest)
-    with np.errstate(divide="ignore"):
-        rest = on_device(np.log1p(-lmbda[rows])[:, None].astype(np.float32))
-    values = np.take_along_axis(values, place, axis=1).astype(np.float32)
-    written = on_device(np.take_along_axis(tokens[rows], place, axis=1))
-    if len(rows) == len(logits):
-        logits.add_(rest).scatter_(1, written, on_device(values) + scale)
-    else:
-        picked = on_device(rows)
-        logits[picked] = (logits[picked] + rest).scatter_(
-            1, written, on_device(values) + scale[picked]
-        )
-    return len(rows)
 
 
 def _align(values: Tensor, logits: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from knnlm_store.errors import ModelError, UsageError
+from knnlm_store.interpolation import Float64
 from knnlm_store.keys import KeyPoint, KeyTap, find_key_point
 from knnlm_store.manifest import Manifest
 from knnlm_store.values import Float32, Int64
@@ -145,6 +146,12 @@ def to_numpy(hidden: Tensor) -> Float32:
     """Bring hidden states to the host as float32."""
     keys: Float32 = hidden.to(device="cpu", dtype=torch.float32).numpy()
     return keys
+
+
+def to_float64(values: Tensor) -> Float64:
+    """Bring values to the host as float64; not every device has it."""
+    array: Float64 = values.cpu().numpy().astype(np.float64)
+    return array
 
 
 def _limit(model: Any) -> int | None:

@@ -21,7 +21,7 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.errors import KnnlmError
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Float32, Neighbours
 from knnlm_store.writer import DocumentWriter

@@ -15,8 +15,9 @@ from knnlm_store.errors import ModelError, StoreMismatch
 from knnlm_store.evaluation import evaluate
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
+from tests.several_support import in_use
 from tests.test_generation import MIXTURE, attached, ids
 from tests.tiny import tiny_model
 
@@ -43,8 +44,7 @@ def test_a_refused_store_leaves_the_mixture_working(lm: KnnLM, tokenizer: Any) -
 @torch.no_grad()
 def test_ingest_and_evaluate_while_attached(lm: KnnLM, tokenizer: Any) -> None:
     """Both read the plain model, and the mixture goes on afterwards."""
-    model, tokens, store = lm.language_model.model, ids(tokenizer), lm._store
-    assert store is not None
+    model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
     first = model(tokens).logits
     attached_scores = evaluate(OTHER_TEXT, lm.language_model, store, MIXTURE).scores
     assert torch.equal(model(tokens).logits, first)
@@ -61,8 +61,7 @@ def test_ingest_and_evaluate_while_attached(lm: KnnLM, tokenizer: Any) -> None:
 @torch.no_grad()
 def test_attaching_again_replaces(lm: KnnLM, tokenizer: Any) -> None:
     """Two hooks would mix twice: an effective lambda of 1 - (1 - lambda)^2."""
-    model, tokens, store = lm.language_model.model, ids(tokenizer), lm._store
-    assert store is not None
+    model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
     once = model(tokens).logits
     again = KnnLM.attach(model, tokenizer).use(store, MIXTURE)
     assert torch.equal(model(tokens).logits, once)
@@ -113,9 +112,8 @@ def test_an_output_that_is_added_to_in_place(tokenizer: Any) -> None:
     """Falcon adds attention to its MLP's output in place; ingest stops before, decoding after."""
     model = tiny_model("falcon", parallel_attn=True)
     lm = attached(model, tokenizer, "transformer.h.1.mlp:output")
-    assert lm._store is not None
-    lm.use(lm._store, Mixture(1, 1e-3, Fixed(1.0)))
-    (entries,) = lm._store.backend.scan(with_keys=True)
+    lm.use(in_use(lm), Mixture(1, 1e-3, Fixed(1.0)))
+    (entries,) = in_use(lm).backend.scan(with_keys=True)
     text = torch.tensor([[lm.language_model.document_start, *entries.tokens[:20].tolist()]])
     # with lambda 1 and k 1 the store repeats its document only if its keys are found again
     assert model(text).logits[0, :-1].argmax(-1).tolist() == entries.tokens[:20].tolist()
@@ -184,8 +182,7 @@ def test_a_refused_uri_is_closed_again(
 def test_a_rounded_model_is_told_of_once(
     tokenizer: Any, lm: KnnLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = lm._store
-    assert store is not None
+    store = in_use(lm)
     half = KnnLM.attach(tiny_model("llama").to(torch.bfloat16), tokenizer)
     half.use(store, MIXTURE).use(store, MIXTURE)
     assert caplog.text.count("find its neighbours better") == 1

@@ -20,8 +20,9 @@ from knnlm_store.calibration import (
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import StoreCorrupt, StoreNotWritable, UsageError
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed
+from knnlm_store.mixture import Fixed
 from knnlm_store.models import LanguageModel
+from knnlm_store.policies import Ratio
 from knnlm_store.values import Entries, Float32
 from tests.ingest_support import an_intent, corpus, prose, put_documents, record
 
@@ -180,7 +181,8 @@ def test_what_the_user_says_counts(memory_store: Datastore) -> None:
     memory_store.backend.put_records({"temperature": json.dumps({"temperature": 7.5}).encode()})
     default = default_mixture(memory_store)
     assert (default.k, default.temperature) == (DEFAULT_K, 7.5)
-    assert default.policy == Fixed(DEFAULT_LMBDA)
+    assert default.policy == Ratio()
+    assert default_mixture(memory_store, policy="fixed").policy == Fixed(DEFAULT_LMBDA)
     said = default_mixture(memory_store, k=3, temperature=0.5, lmbda=0.0)
     assert (said.k, said.temperature, said.policy) == (3, 0.5, Fixed(0.0))
 

@@ -47,13 +47,13 @@ def test_report() -> None:
     settings = report["settings"]
     assert {k: settings[k] for k in ("k", "lmbda", "policy")} == {
         "k": 1024,
-        "lmbda": 0.25,
-        "policy": "fixed",
+        "lmbda": None,
+        "policy": "ratio",
     }
     assert settings["temperature"] > 0
     assert done.err.splitlines() == [
-        f"temperature {settings['temperature']:g}: derived from the datastore's distances, "
-        "not fitted"
+        f"not tuned: ratio policy, temperature {settings['temperature']:.4g} derived from the "
+        "datastore's distances; knnlm-store tune fits them"
     ]
 
 

@@ -88,7 +88,7 @@ def test_text_goes_to_stdout_and_nothing_else() -> None:
     done = generate(PROMPT, PROMPT)
     assert done.code == 0
     assert done.out == f"{PROMPT}{text}\n\n{PROMPT}{text}\n"  # set apart by an empty line
-    assert done.err.startswith("temperature ")
+    assert done.err.startswith("not tuned: ratio policy, temperature ")
     assert generate(PROMPT, "--temperature", 1).err == ""
     (beams,) = texts(generate(PROMPT, "--num-beams", 2, "--json"))
     assert generate(PROMPT, "--num-beams", 2).out == f"{PROMPT}{beams}\n"

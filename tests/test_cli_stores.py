@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,9 +48,9 @@ def test_info(saved_model: Path) -> None:
         "dimension": 32,
         "model": saved_model.name,
         "key": "last_ffn_input",
-        "transform": "none",
     }
     assert {name: facts[name] for name in expected} == expected
+    assert re.fullmatch(r"pca32-[0-9a-f]{12}", facts["transform"])
     assert facts["bytes"] > entries * 2 * 32
     lines = dict(line.split(":", 1) for line in run("info", STORE).out.splitlines())
     assert set(lines) == set(facts)

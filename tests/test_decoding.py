@@ -13,7 +13,7 @@ from knnlm_store.corpus import Document
 from knnlm_store.datastore import Datastore
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from tests.reference import reference_model
 from tests.tiny import ARCHITECTURES, tiny_model

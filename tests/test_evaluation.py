@@ -15,8 +15,8 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.errors import BackendUnavailable, CorpusError
 from knnlm_store.evaluation import Evaluation, evaluate
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
 from knnlm_store.memory import MemoryBackend
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Location, Neighbours
 from tests.ingest_support import corpus, document, held, new_store, prose, store_of

@@ -23,13 +23,14 @@ from knnlm_store.errors import (
     UsageError,
 )
 from knnlm_store.evaluation import evaluate
-from knnlm_store.fallback import Guard
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.memories import Opening
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Spec
 from tests.faulty import PLACE, Clock, Faulty, FaultyRemote, after, down, healthy
+from tests.several_support import in_use
 from tests.tiny import tiny_model
 
 TEXT = "the creditor shall disclose the rate; the creditor shall disclose the fee."
@@ -47,7 +48,8 @@ def attached(
     ingest([Document("t", "1", TEXT, {}, 0)], language_model, store)
     lm = KnnLM(language_model).use(store, MIXTURE, **options)
     if clock:
-        lm._used = Guard(store, lm.counters, clock=clock, **options), MIXTURE
+        opening = Opening(manifest, lm.counters, clock=clock, **options)
+        lm._used = opening.everywhere(store, MIXTURE)
     return lm
 
 
@@ -184,18 +186,16 @@ def test_use_takes_the_timeout(model: Any, tokenizer: Any, backend: Faulty) -> N
     steps(lm, prompt(tokenizer))
     assert set(backend.timeouts) == {7.0}
     before = lm._used
-    assert lm._store is not None
     with pytest.raises(UsageError, match="must be above 0 seconds"):
-        lm.use(lm._store, MIXTURE, timeout=0)
+        lm.use(in_use(lm), MIXTURE, timeout=0)
     assert lm._used is before
 
 
 def test_evaluation_raises(model: Any, tokenizer: Any, backend: Faulty) -> None:
     lm = attached(model, tokenizer, backend)
-    assert lm._store is not None
     backend.fault = down
     with pytest.raises(BackendUnavailable, match="server is down"):
-        evaluate([Document("t", "2", TEXT, {}, 0)], lm.language_model, lm._store, MIXTURE)
+        evaluate([Document("t", "2", TEXT, {}, 0)], lm.language_model, in_use(lm), MIXTURE)
 
 
 def test_threads_share_one_breaker(model: Any, tokenizer: Any, backend: Faulty) -> None:

@@ -12,13 +12,15 @@ import torch
 from knnlm_store.corpus import Document
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import ModelError, StoreMismatch, UsageError
-from knnlm_store.generation import KnnLM, mix_rows
+from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
 from knnlm_store.keys import find_key_point
+from knnlm_store.mixing import mix_rows
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Neighbours
 from tests.reference import dense_mixture, reference_model
+from tests.several_support import in_use
 from tests.tiny import tiny_model
 
 TEXT = "the creditor shall disclose the rate; the creditor shall disclose the fee."
@@ -46,7 +48,7 @@ def ids(tokenizer: Any, text: str = "the creditor shall disc") -> torch.Tensor:
 def test_full_logits_equal_the_dense_reference(lm: KnnLM, tokenizer: Any) -> None:
     """A plain forward pass mixes every position, searched as one batch."""
     tokens = ids(tokenizer)
-    (entries,) = lm._store.backend.scan(with_keys=True)  # type: ignore[union-attr]
+    (entries,) = in_use(lm).backend.scan(with_keys=True)
     mixed = lm.language_model.model(tokens).logits[0]
     lm.off()
     plain = lm.language_model.model(tokens).logits[0]
@@ -64,9 +66,8 @@ def test_full_logits_equal_the_dense_reference(lm: KnnLM, tokenizer: Any) -> Non
 def test_lambda_zero_is_the_plain_model_bit_for_bit(tokenizer: Any, dtype: torch.dtype) -> None:
     model = tiny_model("llama").to(dtype)
     lm = attached(model, tokenizer)
-    assert lm._store is not None
     tokens = ids(tokenizer)
-    lm.use(lm._store, Mixture(8, 2.0, Fixed(0.0)))
+    lm.use(in_use(lm), Mixture(8, 2.0, Fixed(0.0)))
     mixed = model(tokens).logits
     plain = lm.off().language_model.model(tokens).logits
     assert mixed.dtype == plain.dtype
@@ -236,8 +237,7 @@ def test_generate_batch(lm: KnnLM, tokenizer: Any) -> None:
 def test_other_key_points(tokenizer: Any, key: str) -> None:
     model = tiny_model("gemma2")
     lm = attached(model, tokenizer, key)
-    assert lm._store is not None
-    (entries,) = lm._store.backend.scan(with_keys=True)
+    (entries,) = in_use(lm).backend.scan(with_keys=True)
     point = lm.language_model.point
     assert str(point) == key
     receiver = "model.layers.0.post_feedforward_layernorm"  # takes in the output of the mlp
@@ -273,11 +273,11 @@ def test_bad_key_points(model: Any, choice: str, message: str) -> None:
 def test_wrong_model_is_refused_and_the_old_store_stays(lm: KnnLM, tokenizer: Any) -> None:
     other = LanguageModel.wrap(tiny_model("llama", seed=9), tokenizer, window=64)
     store = Datastore.open_or_create("memory:", other.manifest())
-    before = lm._store
+    before = in_use(lm)
     with pytest.raises(StoreMismatch, match="was written by another model") as caught:
         lm.use(store)
     assert caught.value.field == "model"
-    assert lm._store is before
+    assert in_use(lm) is before
 
 
 def test_on_without_a_store(model: Any, tokenizer: Any) -> None:
@@ -291,8 +291,7 @@ def test_switching_and_detaching(lm: KnnLM, tokenizer: Any) -> None:
     first = model(tokens).logits
     other = Datastore.open_or_create("memory:", lm.language_model.manifest())
     ingest([Document("t", "2", "zzzz" * 9, {}, 0)], lm.language_model, other)
-    store = lm._store
-    assert store is not None
+    store = in_use(lm)
     second = lm.use(other, MIXTURE).language_model.model(tokens).logits
     assert not torch.allclose(first, second)
     assert torch.equal(lm.use(store, MIXTURE).language_model.model(tokens).logits, first)

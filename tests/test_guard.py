@@ -27,6 +27,7 @@ ENDS = """
 import sys, time
 from knnlm_store.datastore import Datastore
 from knnlm_store.fallback import Guard, Outages
+from knnlm_store.manifest import Manifest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.values import Location, Spec
 import numpy as np
@@ -39,7 +40,8 @@ class Hangs(MemoryBackend):
 
 backend = Hangs(Location("memory", "", "memory"))
 backend.create(Spec(4), {})
-with Datastore(Location("memory", "", "memory"), backend, None) as store:
+manifest = Manifest("m", "a", {}, "float32", "t", "k", 4, 0, 8, "now")
+with Datastore(Location("memory", "", "memory"), backend, manifest) as store:
     print(Guard(store, Outages(), timeout=0.1).search(np.zeros((1, 4), np.float32), 3))
 """
 

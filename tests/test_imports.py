@@ -17,7 +17,11 @@ HEAVY = {"torch", "transformers", "datasets", "pyarrow", "gguf", "accelerate"}
 VENDORS = {"faiss", "qdrant_client", "pymilvus"}
 MAY_IMPORT_TORCH = {
     f"knnlm_store.{name}"
-    for name in ("keys", "models", "ingest", "estimate", "generation", "evaluation")
+    for name in (
+        *("keys", "models", "ingest", "estimate", "generation", "evaluation"),
+        *("blending", "keyspace", "mixing", "scoring"),
+        *("tuning.cache", "tuning.choice", "tuning.families", "tuning.learn", "tuning.tune"),
+    )
 }
 """The modules that run a model, or are of no use without one."""
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from knnlm_store.errors import UsageError
 from knnlm_store.evaluation import score
-from knnlm_store.generation import mix_rows
-from knnlm_store.interpolation import Fixed, Mixture, token_log_probs
+from knnlm_store.interpolation import neighbour_log_weights, token_log_probs
+from knnlm_store.mixing import mix_rows
+from knnlm_store.mixture import Evidence, Fixed, Mixture
 from knnlm_store.values import Neighbours
 
 INF = np.float32(np.inf)
@@ -46,6 +47,11 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, Neighbours, Mixture]:
     return logits, Neighbours(distances, tokens, blank, blank), mixture
 
 
+def fixed_lambda(mixture: Mixture) -> float:
+    assert isinstance(mixture.policy, Fixed)
+    return mixture.policy.lmbda
+
+
 def dense(logits: np.ndarray, found: Neighbours, mixture: Mixture) -> np.ndarray:
     """Equations 2 and 3 of Khandelwal et al., word by word, over the whole vocabulary."""
     result = np.empty(logits.shape)
@@ -57,7 +63,7 @@ def dense(logits: np.ndarray, found: Neighbours, mixture: Mixture) -> np.ndarray
             for d, t in zip(found.distances[row], found.tokens[row], strict=True)
             if np.isfinite(d) and t < len(values) and np.isfinite(values[t])
         ]
-        lmbda = mixture.policy(found)[row] if usable else 0.0
+        lmbda = fixed_lambda(mixture) if usable else 0.0
         p_knn = np.zeros(len(values))
         for d, t in usable:
             p_knn[t] += np.exp(-(d - min(usable)[0]) / mixture.temperature)
@@ -91,7 +97,9 @@ def test_scoring_equals_dense(case: tuple[np.ndarray, Neighbours, Mixture], seed
     at = np.take_along_axis(log_lm, known, axis=1)
     at[(found.tokens < 0) | (found.tokens >= logits.shape[1])] = -np.inf
     rows = np.arange(len(logits))
-    scores = score(found, targets, log_lm[rows, targets], at, mixture)
+    blank = np.zeros(len(logits))
+    evidence = Evidence.of(found, at, blank, blank)
+    scores = score(evidence, targets, log_lm[rows, targets], mixture)
     expected = dense(logits, found, mixture)[rows, targets]
     np.testing.assert_allclose(np.exp(scores), expected, atol=1e-9)
 
@@ -107,15 +115,14 @@ def test_lambda_one_gives_minus_infinity_elsewhere() -> None:
 
 def test_far_neighbours_do_not_underflow() -> None:
     """exp(-d/T) is 0 in any float here; its logarithm is not."""
-    log_p = token_log_probs(
-        np.array([[1e4, 1e4 + 50]], np.float32), np.array([[3, 4]], np.int64), 0.01
-    )
+    weights = neighbour_log_weights(np.array([[1e4, 1e4 + 50]], np.float32), 0.01)
+    log_p = token_log_probs(weights, np.array([[3, 4]], np.int64))
     np.testing.assert_allclose(log_p[0], [0.0, -5000.0], atol=1e-6)
 
 
 def test_duplicates_share_their_tokens_probability() -> None:
     tokens = np.array([[5, 2, 5, 2]], np.int64)
-    log_p = token_log_probs(np.zeros((1, 4), np.float32), tokens, 1.0)
+    log_p = token_log_probs(neighbour_log_weights(np.zeros((1, 4), np.float32), 1.0), tokens)
     np.testing.assert_allclose(np.exp(log_p), 0.5)
 
 

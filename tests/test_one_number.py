@@ -10,7 +10,7 @@ from knnlm_store.backend import Indexed
 from knnlm_store.datastore import Datastore
 from knnlm_store.evaluation import evaluate
 from knnlm_store.ingest import ingest
-from knnlm_store.interpolation import Fixed, Mixture
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from tests.ingest_support import corpus, prose
 from tests.milvus_support import milvus_root, own_server

@@ -18,10 +18,10 @@ from typing import get_type_hints
 import pytest
 
 import knnlm_store
-from knnlm_store.interpolation import Fixed as FixedAtHome
+from knnlm_store.mixture import Fixed as FixedAtHome
 
 ROOT = Path(__file__).parent.parent
-ADAPTERS = [f"adapters/knnlm_store_{name}" for name in ("faiss", "milvus", "qdrant")]
+ADAPTERS = [f"adapters/knnlm_store_{name}" for name in ("faiss", "lm_eval", "milvus", "qdrant")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"knnlm_store", *(Path(adapter).name for adapter in ADAPTERS)}
 

@@ -17,9 +17,10 @@ from knnlm_store.cli.output import say, status
 from knnlm_store.errors import MissingDependency, StoreMismatch, UsageError
 
 if TYPE_CHECKING:
+    from knnlm_store.calibration import Settled
     from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions
     from knnlm_store.datastore import Datastore
-    from knnlm_store.interpolation import Mixture
+    from knnlm_store.mixture import Mixture
     from knnlm_store.models import LanguageModel
     from knnlm_store.values import Location
 
@@ -142,29 +143,42 @@ def load_model_for(store: Datastore, name: str, **options: Any) -> LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A datastore with the mixture to use, and whether the temperature came from its data."""
+    """A datastore with the mixture to use, and where that came from."""
 
     store: Datastore
-    mixture: Mixture
-    temperature_from_data: bool
+    settled: Settled
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture to use."""
+        return self.settled.mixture
 
     def announce(self) -> None:
         """Say what was chosen for the user."""
-        from knnlm_store.interpolation import Fixed
-
-        if self.temperature_from_data and self.mixture.policy != Fixed(0.0):
-            chosen = f"{self.mixture.temperature:g}"
-            say(f"temperature {chosen}: derived from the datastore's distances, not fitted")
+        if self.mixture.is_plain:
+            return
+        name, chosen = self.mixture.policy.name, f"{self.mixture.temperature:.4g}"
+        if self.settled.calibrated:
+            say(f"as tuned: {name} policy, k {self.mixture.k}, temperature {chosen}")
+        elif self.settled.temperature_from_data:
+            say(
+                f"not tuned: {name} policy, temperature {chosen} derived from the datastore's "
+                "distances; knnlm-store tune fits them"
+            )
+        if self.settled.note:
+            say(f"warning: {self.settled.note}")
 
     def settings(self) -> dict[str, Any]:
         """Give the mixture's settings as a JSON-able object."""
-        policy = self.mixture.policy
+        policy, settled = self.mixture.policy, self.settled
+        origin = "datastore" if settled.temperature_from_data else "user"
         return {
             "k": self.mixture.k,
             "temperature": self.mixture.temperature,
-            "temperature_from": "datastore" if self.temperature_from_data else "user",
+            "temperature_from": "calibration" if settled.calibrated else origin,
             "lmbda": getattr(policy, "lmbda", None),
             "policy": policy.name,
+            "calibrated": settled.calibrated,
         }
 
     def describe(self) -> dict[str, Any]:
@@ -174,19 +188,24 @@ class Opened:
 
 
 def open_store(
-    where: Location, *, k: int | None, temperature: float | None, lmbda: float | None
+    where: Location,
+    *,
+    k: int | None,
+    temperature: float | None,
+    lmbda: float | None,
+    policy: str | None = None,
 ) -> Opened:
     """Open a datastore and settle how its neighbours are mixed in."""
-    from knnlm_store.calibration import default_mixture
+    from knnlm_store.calibration import settle
     from knnlm_store.datastore import Datastore
 
     store = Datastore.open(where)
     try:
-        mixture = default_mixture(store, k=k, temperature=temperature, lmbda=lmbda)
+        settled = settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
     except BaseException:
         store.close()
         raise
-    return Opened(store, mixture, temperature is None)
+    return Opened(store, settled)
 
 
 def batch_tokens(model: LanguageModel, batch_size: int | None) -> int:

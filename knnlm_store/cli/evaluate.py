@@ -33,6 +33,7 @@ def evaluate(
     k: options.K = None,
     temperature: options.Temperature = None,
     lmbda: options.Lmbda = None,
+    policy: options.Policy = None,
     text_column: options.TextColumn = "text",
     id_column: options.IdColumn = "id",
     include: options.Include = None,
@@ -61,7 +62,7 @@ def evaluate(
     )
     where = common.location(store, backend, name, url)
     corpus = Corpus(inputs, reading)
-    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda)
+    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
     with opened.store:
         language_model = common.load_model_for(
             opened.store, model, revision=revision, device=device, dtype=dtype

@@ -42,6 +42,7 @@ def generate(
     k: options.K = None,
     temperature: options.Temperature = None,
     lmbda: options.Lmbda = None,
+    policy: options.Policy = None,
     max_new_tokens: Annotated[
         int, options.option(GENERATION, "At most so many new tokens.", min=1)
     ] = 64,
@@ -105,7 +106,7 @@ def generate(
     )  # fmt: skip
     where = common.location(store, backend, name, url)
     texts = prompts or _prompts_from_stdin()
-    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda)
+    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
     with opened.store:
         language_model = common.load_model_for(
             opened.store, model, revision=revision, device=device, dtype=dtype

@@ -17,6 +17,7 @@ from knnlm_store.cli import (
     options,
     output,
     stores,
+    tune,
 )
 from knnlm_store.errors import KnnlmError, UsageError
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 MANAGE = "Datastores"
 app.command(epilog=ingest.EXAMPLES)(ingest.ingest)
 app.command(name="eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(rich_help_panel=MANAGE)(stores.ls)
 app.command(rich_help_panel=MANAGE)(stores.info)

@@ -35,7 +35,7 @@ Store = Annotated[
     option(STORE, "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law.", "--store"),
 ]
 Backend = Annotated[
-    str | None, option(STORE, "Instead of --store: the backend alone, such as faiss; see --name.")
+    str | None, option(STORE, "Instead of --store: the backend alone, such as faiss.")
 ]
 Name = Annotated[str | None, option(STORE, "With --backend: the datastore's name.")]
 SourceName = Annotated[
@@ -100,7 +100,10 @@ Limit = Annotated[int | None, option(READING, "Stop after so many documents.", m
 K = Annotated[
     int | None,
     option(
-        MIXING, "How many nearest entries are looked up for a token.", "--k", show_default="1024"
+        MIXING,
+        "How many nearest entries are looked up for a token.",
+        "--k",
+        show_default="as tuned, else 1024",
     ),
 ]
 Temperature = Annotated[
@@ -108,7 +111,7 @@ Temperature = Annotated[
     option(
         MIXING,
         "How evenly near and far entries count: above 0, higher is more even.",
-        show_default="taken from the datastore",
+        show_default="as tuned, else taken from the datastore",
     ),
 ]
 Lmbda = Annotated[
@@ -118,6 +121,14 @@ Lmbda = Annotated[
         "Weight of the datastore, from 0, the plain model, to 1.",
         "--lmbda",
         "--lambda",
-        show_default="0.25",
+        show_default="decided by --policy",
+    ),
+]
+Policy = Annotated[
+    str | None,
+    option(
+        MIXING,
+        "How the datastore's weight is decided: fixed, ratio, or, once tuned, bucketed or learned.",
+        show_default="as tuned, else ratio",
     ),
 ]

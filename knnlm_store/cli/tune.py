@@ -1,0 +1,145 @@
+"""`knnlm-store tune`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knnlm_store.cli import common, options, output
+
+if TYPE_CHECKING:
+    from knnlm_store.corpus import Corpus
+    from knnlm_store.datastore import Datastore
+    from knnlm_store.models import LanguageModel
+    from knnlm_store.tuning.tune import Tuned
+
+TUNING = "Fitting"
+EXAMPLES = options.examples(
+    "knnlm-store tune faiss:stores/law --model MODEL valid/",
+    "knnlm-store tune faiss:stores/law --model MODEL valid/ --test test/ --json",
+)
+
+
+def tune(
+    store: Annotated[
+        str, typer.Argument(help="The datastore, such as faiss:stores/law.", show_default=False)
+    ],
+    inputs: options.Inputs,
+    model: options.Model,
+    test: Annotated[
+        list[str] | None,
+        options.option(
+            TUNING, "Folder or file that is only scored, after the fit; may be repeated."
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, options.option(TUNING, "Tokens of each text that are used, at most.", min=500)
+    ] = 30_000,
+    k: Annotated[
+        int,
+        options.option(TUNING, "The largest number of neighbours that is tried.", "--k", min=1),
+    ] = 1024,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = None,
+    text_column: options.TextColumn = "text",
+    id_column: options.IdColumn = "id",
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    encoding: options.Encoding = "utf-8",
+    stdin_format: options.StdinFormat = "text",
+    limit: options.Limit = None,
+    json: options.Json = False,
+) -> None:
+    """Fit how far the datastore is trusted, to text that is not in it.
+
+    Finds the number of neighbours, the temperature and lambda that follows the evidence, and keeps
+    them in the datastore: eval and generate use them from then on. Text that the datastore is not
+    for, which ships with the program, is looked at as well, so that it learns to keep silent.
+    """
+    from knnlm_store.corpus import Corpus
+
+    common.need_model_libraries()
+    reading = common.read_options(
+        stdin_format,
+        text_column=text_column,
+        id_column=id_column,
+        include=include,
+        exclude=exclude,
+        encoding=encoding,
+        limit=limit,
+    )
+    where = common.location(store, None, None, None)
+    valid = Corpus(inputs, reading)
+    held_out = Corpus(test, reading) if test else None
+    from knnlm_store.datastore import Datastore
+
+    with Datastore.open(where) as opened:
+        language_model = common.load_model_for(
+            opened, model, revision=revision, device=device, dtype=dtype
+        )
+        tokens = common.batch_tokens(language_model, batch_size)
+        tuned = _run(
+            opened, language_model, valid, held_out, k=k, most=max_tokens, batch_tokens=tokens
+        )
+    for warning in tuned.warnings:
+        output.say(f"warning: {warning}")
+    if json:
+        output.print_json({"store": str(where), **tuned.json()})
+    else:
+        _summary(tuned)
+    output.tell_problems(tuned.problems)
+    if tuned.calibration is None:
+        raise typer.Exit(1)
+
+
+def _run(
+    store: Datastore,
+    model: LanguageModel,
+    valid: Corpus,
+    test: Corpus | None,
+    **settings: Any,
+) -> Tuned:
+    from knnlm_store.tuning.cache import Reading
+    from knnlm_store.tuning.tune import tune as run
+
+    started = time.monotonic()
+    with output.progress("tune", None) as bar:
+
+        def show(what: str, reading: Reading) -> None:
+            bar.show(0, reading.tokens, time.monotonic() - started)
+
+        return run(valid, model, store, test=test, progress=show, **settings)
+
+
+def _summary(tuned: Tuned) -> None:
+    scored = "test" in tuned.rows["plain"]
+    row = "{:<10}{:>14}{:>14}".format
+    head = row("policy", "validation", "foreign text")
+    typer.echo(head + ("{:>10}{:>9}{:>8}".format("test", "helped", "hurt") if scored else ""))
+    for name, values in tuned.rows.items():
+        foreign = f"{100 * (values['foreign_over_plain'] - 1):+.2f} %" if name != "plain" else ""
+        line = row(name, f"{values['valid']['perplexity']:,.3f}", foreign)
+        if scored:
+            figures = values["test"]
+            line += f"{figures['perplexity']:>10,.3f}"
+            if name != "plain":
+                line += f"{100 * figures['helped']:>7.0f} %{100 * figures['hurt']:>6.0f} %"
+        typer.echo(line)
+    for name, groups in tuned.groups.items():
+        typer.echo(f"\ngain by {name}, nats a token")
+        for group, values in groups.items():
+            if values["tokens"]:
+                share = f"{output.count(values['tokens'])} tokens"
+                typer.echo(f"  {group:<28}{values['gain']:>+8.3f}{share:>16}")
+    if tuned.calibration is None:
+        typer.echo("\nNo policy helps this text: nothing was changed, lambda 0 is best here.")
+        return
+    mixture = tuned.calibration.mixture
+    typer.echo(
+        f"\nchosen: {tuned.calibration.chosen}, k {mixture.k}, temperature "
+        f"{mixture.temperature:.4g}; kept in the datastore"
+    )

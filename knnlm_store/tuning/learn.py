@@ -1,0 +1,79 @@
+"""(torch) Training a gate: seconds on a CPU."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from knnlm_store.features import NAMES
+from knnlm_store.gate import FAR, Gate
+from knnlm_store.interpolation import Float64
+from knnlm_store.tuning.table import Table
+from knnlm_store.values import Int64
+
+SCALES = (0.5, 1.0, 2.0, 4.0)
+"""Multiples of the temperature that a gate chooses among."""
+
+_HIDDEN, _BATCH, _ROUNDS = 64, 512, 24
+_RATE, _DECAY = 3e-3, 1e-3
+_LEAST_SPREAD = 1e-3
+
+
+def learn(table: Table, rows: Int64, temperature: float, seed: int = 0) -> Gate:
+    """Fit a gate to some tokens by maximum likelihood; the same input gives the same gate."""
+    seen = table.features(temperature)[rows]
+    centre, spread = seen.mean(axis=0), np.maximum(seen.std(axis=0), _LEAST_SPREAD)
+    parts = [table.sample.log_lm, *(table.log_knn(temperature * scale) for scale in SCALES)]
+    log_parts = np.stack([part[rows] for part in parts], axis=1)
+    shares = table.counts[rows] / table.counts[rows].mean()
+    x = np.clip((seen - centre) / spread, -FAR, FAR)
+    network = _trained(_narrow(x), _narrow(log_parts), _narrow(shares), seed)
+    layers = tuple(
+        (_wide(layer.weight.T), _wide(layer.bias))
+        for layer in network
+        if isinstance(layer, nn.Linear)
+    )
+    return Gate(temperature, centre, spread, layers, SCALES)
+
+
+def _trained(x: Tensor, log_parts: Tensor, shares: Tensor, seed: int) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    network = _network(log_parts.shape[1], generator)
+    steps = max(1, -(-len(x) // _BATCH)) * _ROUNDS
+    optimiser = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, steps)
+    log_parts = log_parts.clamp_min(-1e4)  # the gradient of -inf is no number
+    for _ in range(_ROUNDS):
+        for rows in torch.split(torch.randperm(len(x), generator=generator), _BATCH):
+            log_weights = network(x[rows]).log_softmax(-1)
+            log_p = (log_weights + log_parts[rows]).logsumexp(-1)
+            loss = -(shares[rows] * log_p).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return network
+
+
+def _network(outputs: int, generator: torch.Generator) -> nn.Sequential:
+    widths = [len(NAMES), _HIDDEN, _HIDDEN, outputs]
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        layer = nn.Linear(wide, narrow)
+        with torch.no_grad():  # drawn from our own generator: nobody else's numbers change
+            layer.weight.normal_(0, wide**-0.5, generator=generator)
+            layer.bias.zero_()
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _narrow(values: Float64) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _wide(values: Tensor) -> Float64:
+    array: Float64 = values.detach().numpy().astype(np.float64)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,184 @@
+"""(torch) From held-out text to a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from knnlm_store.background import background_text
+from knnlm_store.calibrated import Calibration
+from knnlm_store.calibration import DEFAULT_K, keep_temperature, stored_temperature
+from knnlm_store.corpus import Document, Problem
+from knnlm_store.datastore import Datastore
+from knnlm_store.errors import CorpusError, UsageError
+from knnlm_store.models import LanguageModel
+from knnlm_store.tuning.cache import Reading, cached
+from knnlm_store.tuning.choice import Choice, best, choose, choose_k
+from knnlm_store.tuning.figures import Contents, by_group, summary
+from knnlm_store.tuning.sample import Sample
+
+MOST, MOST_FOREIGN = 30_000, 15_000
+"""Tokens of each text that are looked at."""
+LEAST = 500
+"""Tokens of validation text below which nothing is fitted."""
+TOLERANCE = 0.005
+"""Perplexity, relative, that a smaller k may cost."""
+
+_COPIED = 0.02  # share of keys at distance zero that held-out text does not reach
+
+
+@dataclass
+class Tuned:
+    """What `tune` found. calibration: None where nothing pays; it is written already.
+
+    rows: for each family what it does to `valid` (held-out folds), to foreign text, and to
+    `test`. groups: gain of the chosen one by frequency and by overlap. warnings: what makes the
+    figures doubtful.
+    """
+
+    calibration: Calibration | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    k: dict[int, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Give it as one JSON-able object."""
+        chosen = self.calibration
+        return {
+            "chosen": chosen.chosen if chosen else None,
+            "k": chosen.mixture.k if chosen else None,
+            "temperature": chosen.mixture.temperature if chosen else None,
+            "policies": self.rows,
+            "groups": self.groups,
+            "perplexity_by_k": {str(k): value for k, value in self.k.items()},
+            "tokens": self.tokens,
+            "warnings": self.warnings,
+        }
+
+
+Texts = Iterable[Document | Problem]
+
+
+def tune(
+    valid: Texts,
+    model: LanguageModel,
+    store: Datastore,
+    *,
+    test: Texts | None = None,
+    k: int = DEFAULT_K,
+    most: int = MOST,
+    batch_tokens: int | None = None,
+    progress: Callable[[str, Reading], None] = lambda *_: None,
+    seed: int = 0,
+) -> Tuned:
+    """Fit k, temperature and a policy to `valid`, and keep them in the datastore.
+
+    k: the largest that is tried. most: tokens of each text that are used. `test` is only scored,
+    after everything is fitted. Raises CorpusError for too little text, and what the backend
+    raises; then the datastore is unchanged.
+    """
+    entries = store.backend.count()
+    if not entries:
+        raise UsageError(
+            f"{store.location} is empty.", hint="Fill it first with knnlm-store ingest."
+        )
+    tuned, k = Tuned(), min(k, entries)
+
+    def read(name: str, texts: Texts, tokens: int) -> tuple[Sample, Reading]:
+        reading = Reading()
+        try:
+            sample = cached(
+                texts,
+                model,
+                store,
+                k,
+                reading,
+                most=tokens,
+                batch_tokens=batch_tokens,
+                progress=lambda r: progress(name, r),
+            )
+        finally:
+            tuned.problems += reading.problems
+        tuned.tokens[name] = len(sample)
+        return sample, reading
+
+    home, reading = read("valid", valid, most)
+    if len(home) < LEAST:
+        raise CorpusError(
+            f"The validation text has {len(home)} tokens; fitting needs at least {LEAST}.",
+            hint="Name more text that is not in the datastore.",
+        )
+    tuned.warnings += contamination(store, home, reading, "validation")
+    foreign, _ = read("foreign", background_text(), MOST_FOREIGN)
+    start = stored_temperature(store) or keep_temperature(store)
+    k, tuned.k = choose_k(home, start, TOLERANCE)
+    choices = choose(home, foreign, k, start, seed)
+    plain = float(-home.log_lm.mean())
+    picked = best(choices, plain)
+    tuned.rows = _rows(choices, plain)
+    if test is not None:
+        scored, reading = read("test", test, most)
+        tuned.warnings += contamination(store, scored, reading, "test")
+        _score(tuned, choices, scored)
+    if picked is not None:
+        measured = scored if test is not None else home
+        log_p = measured.log_p(picked.mixture)
+        contents = Contents(store.backend)
+        for name, groups in (
+            ("frequency", contents.frequencies(measured)),
+            ("overlap", contents.overlaps(measured)),
+        ):
+            tuned.groups[name] = by_group(log_p, measured.log_lm, groups)
+        tuned.calibration = Calibration.of(
+            store,
+            {choice.family: choice.mixture for choice in choices},
+            picked.family,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            {"policies": tuned.rows, "tokens": tuned.tokens},
+        )
+        tuned.calibration.write(store)
+    return tuned
+
+
+def _rows(choices: list[Choice], plain: float) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {"plain": {"valid": {"perplexity": float(np.exp(plain))}}}
+    for choice in choices:
+        rows[choice.family] = {
+            "k": choice.mixture.k,
+            "temperature": choice.mixture.temperature,
+            "valid": {"perplexity": float(np.exp(choice.home))},
+            "foreign_over_plain": float(np.exp(choice.harm)),
+        }
+    return rows
+
+
+def _score(tuned: Tuned, choices: list[Choice], test: Sample) -> None:
+    tuned.rows["plain"]["test"] = summary(test.log_lm, test.log_lm)
+    for choice in choices:
+        tuned.rows[choice.family]["test"] = summary(test.log_p(choice.mixture), test.log_lm)
+
+
+def contamination(store: Datastore, sample: Sample, reading: Reading, what: str) -> list[str]:
+    """Say whether text that should be new to the datastore is in it."""
+    known = {document.version.digest: document.id for document in store.documents()}
+    same = [name for name, digest in reading.digests.items() if digest in known]
+    warnings = []
+    if same:
+        warnings.append(
+            f"{len(same)} of {len(reading.digests)} {what} documents are in the datastore "
+            f"({same[0]}); the figures flatter it."
+        )
+    zero = float((sample.evidence.distances[:, 0] <= 0).mean())
+    if zero > _COPIED and not same:
+        warnings.append(
+            f"{100 * zero:.0f}% of the {what} tokens have an exact copy in the datastore; "
+            "the figures flatter it."
+        )
+    return warnings

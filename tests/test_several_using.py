@@ -1,0 +1,161 @@
+"""Datastores swapped for the length of a with block."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from knnlm_store.datastore import Datastore
+from knnlm_store.errors import ModelError, StoreMismatch, UsageError
+from knnlm_store.generation import KnnLM
+from knnlm_store.mixture import Fixed, Mixture
+from knnlm_store.models import LanguageModel
+from knnlm_store.values import Spec
+from tests.faulty import PLACE, Faulty, healthy
+from tests.several_support import TEXTS, entries_of, filled
+from tests.tiny import tiny_model
+
+MIXTURE = Mixture(8, 2.0, Fixed(0.6))
+
+
+@pytest.fixture
+def lm(model: Any, tokenizer: Any) -> KnnLM:
+    return KnnLM(LanguageModel.wrap(model, tokenizer, window=64))
+
+
+@pytest.fixture
+def stores(lm: KnnLM) -> list[Datastore]:
+    return [filled(lm.language_model, text) for text in TEXTS[:2]]
+
+
+@torch.no_grad()
+def logits(lm: KnnLM) -> torch.Tensor:
+    tokens = lm.language_model.tokenizer("the creditor shall", return_tensors="pt").input_ids
+    made: torch.Tensor = lm.language_model.model(tokens).logits
+    return made
+
+
+def leave(fails: bool) -> None:
+    if fails:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_in_use_comes_back(lm: KnnLM, stores: list[Datastore], fails: bool) -> None:
+    a, b = stores
+    first, second = (logits(lm.use(store, MIXTURE)) for store in (a, b))
+    assert not torch.allclose(first, second)
+    lm.use(a, MIXTURE)
+    try:
+        with lm.using(b, MIXTURE) as same:
+            assert same is lm
+            assert torch.equal(logits(lm), second)
+            leave(fails)
+    except ZeroDivisionError:
+        assert fails
+    assert torch.equal(logits(lm), first)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_off_is_off_again(lm: KnnLM, stores: list[Datastore], fails: bool) -> None:
+    a, b = stores
+    plain, first = logits(lm), logits(lm.use(a, MIXTURE))
+    lm.off()
+    try:
+        with lm.using(b, MIXTURE):
+            assert not torch.equal(logits(lm), plain)
+            leave(fails)
+    except ZeroDivisionError:
+        assert fails
+    assert torch.equal(logits(lm), plain)
+    assert torch.equal(logits(lm.on()), first)
+
+
+def test_nothing_was_in_use(lm: KnnLM, stores: list[Datastore]) -> None:
+    plain = logits(lm)
+    with lm.using(stores, MIXTURE):
+        assert not torch.equal(logits(lm), plain)
+    assert torch.equal(logits(lm), plain)
+    with pytest.raises(ModelError, match="No datastore is in use"):
+        lm.on()
+
+
+def test_blocks_in_blocks_and_switches_within(lm: KnnLM, stores: list[Datastore]) -> None:
+    a, b = stores
+    first, second = (logits(lm.use(store, MIXTURE)) for store in (a, b))
+    with lm.using(a, MIXTURE):
+        with lm.using(b, MIXTURE):
+            lm.off()
+        assert torch.equal(logits(lm), first)
+        lm.use_rows([None])
+    assert torch.equal(logits(lm), second)
+
+
+def test_a_refusal_changes_nothing(lm: KnnLM, stores: list[Datastore]) -> None:
+    first = logits(lm.use(stores[0], MIXTURE))
+    other = LanguageModel.wrap(tiny_model("llama", seed=9), lm.language_model.tokenizer, window=64)
+    with (
+        pytest.raises(StoreMismatch, match="was written by another model"),
+        lm.using(filled(other, TEXTS[0])),
+    ):
+        pytest.fail("the block must not be entered")
+    with pytest.raises(UsageError, match="above 0 seconds"), lm.using(stores[1], timeout=-1):
+        pytest.fail("the block must not be entered")
+    assert torch.equal(logits(lm), first)
+
+
+def test_what_it_opened_it_closes(
+    lm: KnnLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"faiss:{tmp_path}/a"
+    filled(lm.language_model, TEXTS[0], uri=uri).close()
+    closed: list[Datastore] = []
+    close = Datastore.close
+
+    def noting(store: Datastore) -> None:
+        closed.append(store)
+        close(store)
+
+    monkeypatch.setattr(Datastore, "close", noting)
+    with Datastore.open(uri) as given:
+        with lm.using(given, MIXTURE):
+            expected = logits(lm)
+        assert closed == []
+        with lm.using(uri, MIXTURE):
+            assert torch.equal(logits(lm), expected)
+        assert len(closed) == 1
+        assert closed[0] is not given
+
+
+def test_a_step_in_flight_keeps_its_datastore(lm: KnnLM, stores: list[Datastore]) -> None:
+    """Another thread's step began before the switch and ends after it."""
+    backend, manifest = Faulty(PLACE), lm.language_model.manifest()
+    backend.create(Spec(manifest.dimension), manifest.records())
+    backend.upsert(entries_of(stores[0]))
+    slow = Datastore(PLACE, backend, manifest)
+    first, second = (logits(lm.use(store, MIXTURE)) for store in (slow, stores[1]))
+    lm.use(slow, MIXTURE)
+    begun, gate, made = threading.Event(), threading.Event(), []
+
+    def hold(call: int) -> None:
+        begun.set()
+        gate.wait(60)
+
+    backend.fault = hold
+    thread = threading.Thread(target=lambda: made.append(logits(lm)))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        with lm.using(stores[1], MIXTURE):
+            assert torch.equal(logits(lm), second)
+            gate.set()
+            thread.join(60)
+    finally:
+        gate.set()
+    assert torch.equal(made[0], first)
+    backend.fault = healthy
+    assert torch.equal(logits(lm), first)
