@@ -29,11 +29,11 @@ def block(language: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the corpus that the README speaks of."""
+    """A folder with the texts that the README speaks of."""
     root = tmp_path_factory.mktemp("readme")
-    for folder in ("corpus", "held-out"):
+    for folder, times in (("corpus", 5), ("held-out", 5), ("valid", 60)):
         (root / folder).mkdir()
-        (root / folder / "a.txt").write_text("The creditor shall disclose. " * 5)
+        (root / folder / "a.txt").write_text("The creditor shall disclose. " * times)
     return root
 
 
