@@ -28,6 +28,7 @@ GROWTH = 0.2
 """Share by which a datastore may grow before its calibration is called old."""
 
 _FORMAT = 1
+_AGAIN = "Fit it again with knnlm-store tune, or do without it: --lmbda 0.25"
 _MODEL = ("model", "precision", "key", "tokenizer", "transform")
 
 
@@ -109,7 +110,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise StoreCorrupt(
                 f"The calibration of {store.location} is not what `tune` wrote.",
-                hint="Fit it again with knnlm-store tune, or use --policy ratio without it.",
+                hint=_AGAIN,
             ) from error
         calibration._require(store)
         return calibration
@@ -126,8 +127,15 @@ class Calibration:
                     f"The calibration of {store.location} was fitted for {name} "
                     f"{self.model.get(name)!r}, not {value!r}.",
                     field=name,
-                    hint="Fit it again with knnlm-store tune, or use --policy ratio without it.",
+                    hint=_AGAIN,
                 )
+
+    def describe(self) -> str:
+        """Say in a line what is used, and since when."""
+        return (
+            f"{self.chosen}, k {self.mixture.k}, temperature {self.mixture.temperature:.4g}, "
+            f"of {self.created}"
+        )
 
     def age(self, store: Datastore) -> str | None:
         """Say what changed since, if it is enough to fit again; None if not."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,8 @@ from knnlm_store.errors import StorageFull, StoreCorrupt, StoreNotWritable, Usag
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
 from knnlm_store.policies import Ratio
 from knnlm_store.values import DocumentFilter, Float32
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_K = 1024
 DEFAULT_LMBDA = 0.25
@@ -55,8 +58,11 @@ def default_mixture(
     lmbda: float | None = None,
     policy: str | None = None,
 ) -> Mixture:
-    """Fill in what the user did not say; see `settle`."""
-    return settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy).mixture
+    """Fill in what the user did not say; see `settle`. What should be known of it is logged."""
+    settled = settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
+    if settled.note:
+        _log.warning(settled.note)
+    return settled.mixture
 
 
 def settle(

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knnlm_store.cli import options, output
-from knnlm_store.errors import KnnlmError, StoreCorrupt, StoreMismatch, StoreNotFound, UsageError
+from knnlm_store.errors import (
+    KnnlmError,
+    StoreCorrupt,
+    StoreError,
+    StoreMismatch,
+    StoreNotFound,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from knnlm_store.backend import VectorBackend
@@ -25,10 +32,16 @@ StoreArgument = Annotated[
 
 def info(store: StoreArgument, json: options.Json = False) -> None:
     """Tell what a datastore is and holds."""
+    from knnlm_store.calibrated import Calibration
     from knnlm_store.datastore import Datastore
 
     with Datastore.open(store) as opened:
         facts = opened.info()
+        try:
+            calibration = Calibration.read(opened)
+            facts["calibration"] = calibration.describe() if calibration else "none"
+        except StoreError as error:
+            facts["calibration"] = str(error)
     if json:
         output.print_json(facts)
         return
