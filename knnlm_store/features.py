@@ -50,7 +50,8 @@ def features(evidence: Evidence, temperature: float) -> Float64:
 
     def log_distance(place: int) -> Float64:
         last = np.clip(np.minimum(place, count - 1), 0, None)
-        return np.log(np.where(count > 0, evidence.distances[rows, last], 0) / temperature + 0.1)
+        distance = evidence.distances[rows, last].astype(np.float64)
+        return np.log(np.where(count > 0, distance, 0) / temperature + 0.1)
 
     table = np.stack(
         [

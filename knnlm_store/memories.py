@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from knnlm_store.calibration import DEFAULT_K, default_mixture
+from knnlm_store.calibration import DEFAULT_K, default_mixture, settle
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import UsageError
 from knnlm_store.fallback import Guard, Outages
@@ -216,5 +216,5 @@ def mixture_for(store: Searchable) -> Mixture:
     if isinstance(store, Datastore):
         return default_mixture(store)
     # a calibration has its own k: naming one leaves it out
-    each = [default_mixture(one, k=DEFAULT_K) for one in store.stores]
+    each = [settle(one, k=DEFAULT_K).mixture for one in store.stores]
     return replace(each[0], temperature=float(np.median([one.temperature for one in each])))

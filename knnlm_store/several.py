@@ -253,14 +253,6 @@ def _answer(call: Callable[[], T], answer: Future[T]) -> None:
 def _require_one_space(first: Datastore, other: Datastore) -> None:
     """Raise StoreMismatch unless keys of both lie in one space; log where they are rounded."""
     mine, theirs = first.manifest, other.manifest
-    if mine.transform != theirs.transform:
-        raise StoreMismatch(
-            f"{other.location} maps keys by the transform {theirs.transform}, not by "
-            f"{mine.transform} as {first.location} does; they cannot be pooled.",
-            field="transform",
-            hint=f"Ingest it under another --name with --transform-from {first.location}, or mix "
-            "the two with weights, as a Blend.",
-        )
     try:
         warning = mine.require_same(theirs, str(first.location))
     except StoreMismatch as error:
@@ -270,5 +262,14 @@ def _require_one_space(first: Datastore, other: Datastore) -> None:
             field=error.field,
             hint="Pool what one model wrote with one key point.",
         ) from error
+    # last: a model's own transform differs wherever the model does
+    if mine.transform != theirs.transform:
+        raise StoreMismatch(
+            f"{other.location} maps keys by the transform {theirs.transform}, not by "
+            f"{mine.transform} as {first.location} does; they cannot be pooled.",
+            field="transform",
+            hint=f"Ingest it under another --name with --transform-from {first.location}, or mix "
+            "the two with weights, as a Blend.",
+        )
     if warning:
         _log.warning(warning)

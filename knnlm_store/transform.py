@@ -80,9 +80,12 @@ class Transform:
         """Rebuild one from its record; raises KeyError or ValueError for what is none."""
         try:
             with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
-                return cls(arrays["mean"], arrays["matrix"])
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+                mean, matrix = arrays["mean"], arrays["matrix"]
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(str(error)) from error
+        if mean.ndim != 1 or matrix.ndim != 2 or len(matrix) != len(mean):
+            raise ValueError(f"{mean.shape} and {matrix.shape} are no transform.")
+        return cls(mean, matrix)
 
 
 def fit(sample: Float32, dimension: int = DIMENSION, power: float = POWER) -> Transform:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from knnlm_store.calibrated import Calibration
 from knnlm_store.cli import output
+from knnlm_store.datastore import Datastore
+from knnlm_store.mixture import Fixed, Mixture
+from knnlm_store.policies import Bucketed, Ratio
 from tests.cli_support import TEXTS, contents, run, write_corpus
 
 STORE = "faiss:stores/law"
@@ -121,3 +127,115 @@ def test_summary_for_people(made: Path) -> None:
     assert last.endswith(" %")
     assert "failed: held-out/bad.txt: The bytes are not utf-8: 0xff at offset 0." in done.err
     assert contents(STORE) == before
+
+
+TUNED = {
+    "fixed": Mixture(9, 0.5, Fixed(0.3)),
+    "ratio": Mixture(5, 0.2, Ratio(0.3, 0.2)),
+    "bucketed": Mixture(7, 0.1, Bucketed(np.array([0.5, 2.0]), np.array([0.9, 0.4, 0.1]))),
+}
+
+
+@pytest.fixture
+def tuned(made: Path) -> Iterator[None]:
+    with Datastore.open(STORE) as store:
+        Calibration.of(store, TUNED, "bucketed", "today", {}).write(store)
+    yield
+    with Datastore.open(STORE) as store:
+        store.backend.delete_records(["calibration"])
+
+
+@pytest.fixture
+def held_out(made: Path) -> str:
+    write_corpus(made / "unseen", {"a.txt": "The seller may disclose a rate. Nothing cancels it. "})
+    return "unseen"
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Nll, perplexities and settings."""
+    for name in ("nll", "perplexity", "perplexity_per_word", "perplexity_per_byte"):
+        assert one[name] == pytest.approx(other["mixture"][name], rel=1e-9)
+    assert one["settings"] == other["settings"]
+
+
+@pytest.mark.usefixtures("tuned")
+def test_all_policies_in_one_pass(held_out: str) -> None:
+    done = run("eval", "--store", STORE, held_out, "--policy", "all", "--json")
+    report = done.json()
+    assert list(report["policies"]) == list(TUNED)  # nobody fitted a learned one
+    assert "mixture" not in report
+    assert "settings" not in report
+    for name, values in report["policies"].items():
+        alone = run("eval", "--store", STORE, held_out, "--policy", name, "--json")
+        same(values, alone.json())
+        assert values["settings"]["k"] == TUNED[name].k
+        assert report["plain"] == alone.json()["plain"]
+        assert 0 <= values["hurt"] <= 1 - values["helped"] <= 1
+    nlls = {round(values["nll"], 6) for values in report["policies"].values()}
+    assert len(nlls) == 3
+    assert done.err.splitlines() == [
+        "as tuned: fixed policy, k 9, temperature 0.5",
+        "as tuned: ratio policy, k 5, temperature 0.2",
+        "as tuned: bucketed policy, k 7, temperature 0.1",
+    ]
+
+
+def test_all_is_what_needs_no_fitting_before_tune(held_out: str) -> None:
+    report = run("eval", "--store", STORE, held_out, "--policy", "all", "--json").json()
+    assert list(report["policies"]) == ["fixed", "ratio"]
+
+
+@pytest.mark.usefixtures("tuned")
+def test_named_policies_and_settings_of_the_user(held_out: str) -> None:
+    chosen = ["--k", 6, "--temperature", 0.4]
+    named = ["--policy", "ratio", "--policy", "fixed", "--policy", "ratio"]
+    told = run("eval", "--store", STORE, held_out, *named, *chosen, "--lmbda", 0.8, "--json")
+    report = told.json()
+    assert list(report["policies"]) == ["ratio", "fixed"]
+    for name, option in (("ratio", ["--policy", "ratio"]), ("fixed", ["--lmbda", 0.8])):
+        alone = run("eval", "--store", STORE, held_out, *chosen, *option, "--json").json()
+        same(report["policies"][name], alone)
+    once = run("eval", "--store", STORE, held_out, "--policy", "ratio", "--policy", "ratio")
+    assert "with datastore" in once.out
+
+
+@pytest.mark.usefixtures("tuned")
+def test_table_of_policies(held_out: str) -> None:
+    report = run("eval", "--store", STORE, held_out, "--policy", "all", "--json").json()
+    done = run("eval", "--store", STORE, held_out, "--policy", "all")
+    header, plain, *rows, legend, last = done.out.splitlines()
+    assert header.split() == ["policy", "perplexity", "change", "helped", "hurt"]
+    before = report["plain"]["perplexity"]
+    assert plain.split() == ["plain", "model", f"{before:,.3f}"]
+    assert [row.split()[0] for row in rows] == list(TUNED)
+    for row in rows:
+        name, perplexity, change, _, helped, _, hurt, _ = row.split()
+        values = report["policies"][name]
+        assert perplexity == f"{values['perplexity']:,.3f}"
+        assert float(change) == pytest.approx(100 * (values["perplexity"] / before - 1), abs=0.05)
+        assert float(helped) == pytest.approx(100 * values["helped"], abs=0.05)
+        assert float(hurt) == pytest.approx(100 * values["hurt"], abs=0.05)
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert legend == "helped, hurt: share of tokens made likelier, unlikelier by over 1 %"
+    assert last.startswith(f"{report['tokens']} tokens in ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "best"], "'best' is no policy."),
+        (["--policy", "fixed", "--policy", "best"], "'best' is no policy."),
+        (
+            ["--policy", "fixed", "--policy", "learned"],
+            f"{STORE} has no learned policy that was fitted for it.",
+        ),
+        (
+            ["--policy", "ratio", "--policy", "bucketed", "--lmbda", 0.3],
+            "Lambda is not fixed under the ratio policy.",
+        ),
+        (["--policy", "all", "--k", 0], "k must be at least 1, not 0."),
+    ],
+)
+def test_policies_that_cannot_be(options: list[object], message: str) -> None:
+    done = run("eval", "--store", STORE, "law", "--model", "./no-such-model", *options)
+    assert done.failure()[:2] == (2, message)

@@ -12,12 +12,13 @@ import torch
 
 from knnlm_store.corpus import Problem
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import BackendUnavailable, CorpusError
-from knnlm_store.evaluation import Evaluation, evaluate
+from knnlm_store.errors import BackendUnavailable, CorpusError, UsageError
+from knnlm_store.evaluation import Evaluation, PolicyScores, compare, evaluate
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
+from knnlm_store.policies import Ratio
 from knnlm_store.values import Entries, Location, Neighbours
 from tests.ingest_support import corpus, document, held, new_store, prose, store_of
 from tests.reference import dense_mixture
@@ -201,3 +202,85 @@ def test_targets_are_new_once(language_model: LanguageModel, store: Datastore) -
     parts = [evaluate([d], language_model, store, MIXTURE).scores for d in corpus(HELD_OUT)]
     assert whole.tokens == sum(p.tokens for p in parts)
     np.testing.assert_allclose(whole.mixture_nll, sum(p.mixture_nll for p in parts), rtol=1e-6)
+
+
+SEVERAL = {
+    "wide": MIXTURE,
+    "narrow": Mixture(8, 5.0, Fixed(0.7)),
+    "ratio": Mixture(11, 2.0, Ratio()),
+    "plain": Mixture(7, 1.0, Fixed(0.0)),
+}
+
+
+def test_several_mixtures_in_one_pass(
+    language_model: LanguageModel, store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that the model rules out count among the k of each, as when it is alone."""
+    some = held(store)[1::4]
+    keys = some.keys * np.float32(1.001)  # no ties: a cut among them is arbitrary
+    number = some.documents * 0 + 5
+    beyond = Entries(keys, some.tokens + 100_000, number, np.arange(len(some)))
+    store.backend.upsert(beyond)
+    alone = {
+        name: evaluate(corpus(HELD_OUT), language_model, store, mixture).scores
+        for name, mixture in SEVERAL.items()
+    }
+    asked: list[int] = []
+    search = Datastore.search
+
+    def counting(self: Datastore, queries: Any, k: int, **options: Any) -> Neighbours:
+        asked.append(k)
+        return search(self, queries, k, **options)
+
+    monkeypatch.setattr(Datastore, "search", counting)
+    result = compare(corpus(HELD_OUT), language_model, store, SEVERAL, batch_tokens=100)
+    assert set(asked) == {25}
+    passes: list[Evaluation] = []
+    evaluate(
+        corpus(HELD_OUT), language_model, store, MIXTURE, batch_tokens=100, progress=passes.append
+    )
+    assert len(asked) == 2 * len(passes)
+    report = result.json()
+    assert "mixture" not in report
+    for name, scores in alone.items():
+        assert result.scores.policies[name].nll == pytest.approx(scores.mixture_nll, rel=1e-6)
+        assert report["policies"][name]["perplexity"] == pytest.approx(
+            math.exp(scores.mixture_nll / scores.tokens), rel=1e-6
+        )
+        assert result.scores.plain_nll == pytest.approx(scores.plain_nll, rel=1e-6)
+    assert len({round(each.nll, 3) for each in result.scores.policies.values()}) == 4
+
+
+def test_shares_of_tokens_helped_and_hurt(language_model: LanguageModel, store: Datastore) -> None:
+    """Counted token by token: in documents of one token a document's nll is the token's."""
+    texts = {str(i): text for i, text in enumerate("abcdefgh tuvwxyz.,;")}
+    weak = Mixture(25, 3.0, Fixed(0.02))  # some of its changes are under 1 %
+    result = compare(corpus(texts), language_model, store, {"weak": weak, "much": MIXTURE})
+    for name, mixture in (("weak", weak), ("much", MIXTURE)):
+        helped = hurt = 0
+        for item in corpus(texts):
+            scores = evaluate([item], language_model, store, mixture).scores
+            assert scores.tokens == 1
+            gain = scores.plain_nll - scores.mixture_nll
+            helped, hurt = helped + (gain > 0.01), hurt + (gain < -0.01)
+        values = result.json()["policies"][name]
+        assert (values["helped"], values["hurt"]) == (helped / len(texts), hurt / len(texts))
+        assert helped > 0
+        assert hurt > 0
+    plain = compare(corpus(texts), language_model, store, {"plain": SEVERAL["plain"]}).json()
+    assert [plain["policies"]["plain"][which] for which in ("helped", "hurt")] == [0, 0]
+
+
+def test_a_change_under_one_percent_is_neither() -> None:
+    scores = PolicyScores()
+    gains = np.array([0.009, 0.011, 0.5, -0.009, -0.011, -np.inf, 0.0])
+    scores.add(gains - 2.0, np.full(7, -2.0))
+    scores.add(np.array([-np.inf]), np.array([-np.inf]))
+    assert (scores.helped, scores.hurt) == (2, 2)
+
+
+def test_nothing_to_compare(language_model: LanguageModel, store: Datastore) -> None:
+    with pytest.raises(UsageError, match="There is no mixture to compare"):
+        compare(corpus(HELD_OUT), language_model, store, {})
+    with pytest.raises(CorpusError, match=r"There was no text to score\."):
+        compare([document("empty", "")], language_model, store, SEVERAL)

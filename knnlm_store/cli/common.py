@@ -1,4 +1,4 @@
-"""What commands do before their own work: find the datastore, load the model, settle the mixture.
+"""What commands do before their own work: find the datastore, load the model.
 
 Cheap checks come first: a wrong argument is told before torch is imported.
 """
@@ -9,18 +9,16 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from knnlm_store.cli.output import say, status
+from knnlm_store.cli.output import status
 from knnlm_store.errors import MissingDependency, StoreMismatch, UsageError
 
 if TYPE_CHECKING:
-    from knnlm_store.calibration import Settled
     from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions
     from knnlm_store.datastore import Datastore
-    from knnlm_store.mixture import Mixture
     from knnlm_store.models import LanguageModel
     from knnlm_store.values import Location
 
@@ -100,6 +98,25 @@ def location(
     return _lasting(registry.short_form(backend, name, url))
 
 
+def locations(
+    stores: list[str] | None, backend: str | None, name: str | None, url: str | None
+) -> list[Location]:
+    """Settle which datastores are meant: several by URI, or one by URI or short form."""
+    named: list[str | None] = [*stores] if stores else [None]
+    found = [location(store, backend, name, url) for store in named]
+    places = [
+        where if where.network else replace(where, root=os.path.realpath(where.root))
+        for where in found
+    ]
+    for i, where in enumerate(found):
+        if places[i] in places[:i]:
+            raise UsageError(
+                f"{where} is named twice.",
+                hint="Name each datastore once; its entries would count twice.",
+            )
+    return found
+
+
 def _lasting(where: Location) -> Location:
     if where.scheme == "memory":
         raise UsageError(
@@ -139,73 +156,6 @@ def load_model_for(store: Datastore, name: str, **options: Any) -> LanguageModel
         ) from error
     store.require(model.manifest())
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A datastore with the mixture to use, and where that came from."""
-
-    store: Datastore
-    settled: Settled
-
-    @property
-    def mixture(self) -> Mixture:
-        """The mixture to use."""
-        return self.settled.mixture
-
-    def announce(self) -> None:
-        """Say what was chosen for the user."""
-        if self.mixture.is_plain:
-            return
-        name, chosen = self.mixture.policy.name, f"{self.mixture.temperature:.4g}"
-        if self.settled.calibrated:
-            say(f"as tuned: {name} policy, k {self.mixture.k}, temperature {chosen}")
-        elif self.settled.temperature_from_data:
-            say(
-                f"not tuned: {name} policy, temperature {chosen} derived from the datastore's "
-                "distances; knnlm-store tune fits them"
-            )
-        if self.settled.note:
-            say(f"warning: {self.settled.note}")
-
-    def settings(self) -> dict[str, Any]:
-        """Give the mixture's settings as a JSON-able object."""
-        policy, settled = self.mixture.policy, self.settled
-        origin = "datastore" if settled.temperature_from_data else "user"
-        return {
-            "k": self.mixture.k,
-            "temperature": self.mixture.temperature,
-            "temperature_from": "calibration" if settled.calibrated else origin,
-            "lmbda": getattr(policy, "lmbda", None),
-            "policy": policy.name,
-            "calibrated": settled.calibrated,
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Say which datastore this is, as a JSON-able object."""
-        where = self.store.location
-        return {"uri": str(where), "name": where.name, "entries": self.store.backend.count()}
-
-
-def open_store(
-    where: Location,
-    *,
-    k: int | None,
-    temperature: float | None,
-    lmbda: float | None,
-    policy: str | None = None,
-) -> Opened:
-    """Open a datastore and settle how its neighbours are mixed in."""
-    from knnlm_store.calibration import settle
-    from knnlm_store.datastore import Datastore
-
-    store = Datastore.open(where)
-    try:
-        settled = settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
-    except BaseException:
-        store.close()
-        raise
-    return Opened(store, settled)
 
 
 def batch_tokens(model: LanguageModel, batch_size: int | None) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from knnlm_store.cli import common, options, output
+from knnlm_store.cli import common, opening, options, output
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     "knnlm-store eval --store faiss:stores/law --model MODEL heldout/",
     "knnlm-store eval --store faiss:stores/law --model MODEL heldout/ --k 256 --lmbda 0.15 --json",
+    "knnlm-store eval --store faiss:stores/law --model MODEL heldout/ --policy all",
+    "knnlm-store eval --store faiss:stores/law --store faiss:stores/mine --model MODEL heldout/ "
+    "--blend-from valid/",
 )
 
 
 def evaluate(
     inputs: options.Inputs,
     model: options.Model,
-    store: options.Store = None,
+    store: options.Stores = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -33,7 +36,9 @@ def evaluate(
     k: options.K = None,
     temperature: options.Temperature = None,
     lmbda: options.Lmbda = None,
-    policy: options.Policy = None,
+    policy: options.Policies = None,
+    blend: options.Blend = None,
+    blend_from: options.BlendFrom = None,
     text_column: options.TextColumn = "text",
     id_column: options.IdColumn = "id",
     include: options.Include = None,
@@ -60,16 +65,19 @@ def evaluate(
         encoding=encoding,
         limit=limit,
     )
-    where = common.location(store, backend, name, url)
+    where = common.locations(store, backend, name, url)
+    blending = opening.read_blending(len(where), blend, blend_from, reading)
     corpus = Corpus(inputs, reading)
-    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
-    with opened.store:
-        language_model = common.load_model_for(
-            opened.store, model, revision=revision, device=device, dtype=dtype
-        )
+    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda}
+    with opening.opened(where, policies=policy, blending=blending, **said) as opened:
+        language_model = opened.load(model, revision=revision, device=device, dtype=dtype)
         opened.announce()
-        result = _run(corpus, language_model, opened, batch_size)
-        report = result.json() | {"store": opened.describe(), "settings": opened.settings()}
+        tokens = common.batch_tokens(language_model, batch_size)
+        opened.fit(language_model, tokens)
+        result = _run(corpus, language_model, opened, tokens)
+        report = result.json() | opened.report()
+        for policy_name, part in opened.compared.items():
+            report["policies"][policy_name]["settings"] = part.settings()
     if json:
         output.print_json(report)
     else:
@@ -78,39 +86,57 @@ def evaluate(
 
 
 def _run(
-    corpus: Corpus, model: LanguageModel, opened: common.Opened, batch_size: int | None
+    corpus: Corpus, model: LanguageModel, opened: opening.Opened, batch_tokens: int
 ) -> Evaluation:
+    from knnlm_store import evaluation
     from knnlm_store.errors import CorpusError
-    from knnlm_store.evaluation import evaluate as run
 
     problems: list[Any] = []
+    mixtures = {name: part.mixture for name, part in opened.compared.items()}
     try:
         with output.progress("eval", corpus.total_bytes) as bar:
-            return run(
-                common.noting(corpus, problems),
-                model,
-                opened.store,
-                opened.mixture,
-                batch_tokens=common.batch_tokens(model, batch_size),
-                progress=lambda r: bar.show(r.bytes_read, r.scores.tokens, r.seconds),
-            )
+            text = common.noting(corpus, problems)
+            settings: dict[str, Any] = {
+                "batch_tokens": batch_tokens,
+                "progress": lambda r: bar.show(r.bytes_read, r.scores.tokens, r.seconds),
+            }
+            if mixtures:
+                source = opened.parts[0].source
+                return evaluation.compare(text, model, source, mixtures, **settings)
+            return evaluation.evaluate(text, model, opened.source, opened.mixture, **settings)
     except CorpusError:
         output.tell_problems(problems)  # they are why
         raise
 
 
 def _summary(report: dict[str, Any]) -> None:
+    took = f"{output.count(report['tokens'])} tokens in {report['seconds']:,.1f} s"
+    if "policies" in report:
+        _compared(report)
+        typer.echo(took)
+        return
     row = "{:<15}{:>12}{:>14}{:>12}".format
     typer.echo(row("perplexity", "per token", "per word", "per byte"))
-    for name, label in (("plain", "plain model"), ("mixture", "with datastore")):
+    several = "s" if len(report["stores"]) > 1 else ""
+    for name, label in (("plain", "plain model"), ("mixture", f"with datastore{several}")):
         values = report[name]
         each = (values["perplexity" + unit] for unit in ("", "_per_word", "_per_byte"))
         typer.echo(row(label, *map(_short, each)))
-    change = 100 * (report["mixture"]["perplexity"] / report["plain"]["perplexity"] - 1)
-    typer.echo(
-        f"{output.count(report['tokens'])} tokens in {report['seconds']:,.1f} s; "
-        f"perplexity {change:+.1f} %"
-    )
+    typer.echo(f"{took}; perplexity {_change(report, report['mixture'])}")
+
+
+def _compared(report: dict[str, Any]) -> None:
+    row = "{:<13}{:>12}{:>11}{:>9}{:>9}".format
+    typer.echo(row("policy", "perplexity", "change", "helped", "hurt"))
+    typer.echo(row("plain model", _short(report["plain"]["perplexity"]), "", "", "").rstrip())
+    for name, values in report["policies"].items():
+        shares = (f"{100 * values[which]:.1f} %" for which in ("helped", "hurt"))
+        typer.echo(row(name, _short(values["perplexity"]), _change(report, values), *shares))
+    typer.echo("helped, hurt: share of tokens made likelier, unlikelier by over 1 %")
+
+
+def _change(report: dict[str, Any], values: dict[str, Any]) -> str:
+    return f"{100 * (values['perplexity'] / report['plain']['perplexity'] - 1):+.1f} %"
 
 
 def _short(perplexity: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, options, output
+from knnlm_store.cli import common, opening, options, output, settling
 from knnlm_store.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def generate(
             help="Prompts; without any, one a line from standard input.", show_default=False
         ),
     ] = None,
-    store: options.Store = None,
+    store: options.Stores = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -43,6 +43,8 @@ def generate(
     temperature: options.Temperature = None,
     lmbda: options.Lmbda = None,
     policy: options.Policy = None,
+    blend: options.Blend = None,
+    blend_from: options.BlendFrom = None,
     max_new_tokens: Annotated[
         int, options.option(GENERATION, "At most so many new tokens.", min=1)
     ] = 64,
@@ -104,22 +106,23 @@ def generate(
         max_new_tokens, chat, sample, seed, sampling_temperature, top_p, num_beams,
         repetition_penalty, search_timeout,
     )  # fmt: skip
-    where = common.location(store, backend, name, url)
+    where = common.locations(store, backend, name, url)
+    blending = opening.read_blending(len(where), blend, blend_from)
+    policies = settling.one_policy(policy)
     texts = prompts or _prompts_from_stdin()
-    opened = common.open_store(where, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
-    with opened.store:
-        language_model = common.load_model_for(
-            opened.store, model, revision=revision, device=device, dtype=dtype
-        )
+    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda}
+    with opening.opened(where, policies=policies, blending=blending, **said) as opened:
+        language_model = opened.load(model, revision=revision, device=device, dtype=dtype)
         opened.announce()
         from knnlm_store.generation import KnnLM
 
         ids = [_prompt_ids(language_model, text, asked) for text in texts]
+        opened.fit(language_model, common.batch_tokens(language_model, None))
         lm = KnnLM(language_model).use(
-            opened.store, opened.mixture, timeout=search_timeout, fallback=not no_fallback
+            opened.source, opened.mixture, timeout=search_timeout, fallback=not no_fallback
         )
         # first: who generates through an outage can count no entries after it
-        report = {"store": opened.describe(), "settings": opened.settings()} if json else {}
+        report = opened.report() if json else {}
         _seed(seed)
         results: list[dict[str, Any]] = []
         try:

@@ -34,6 +34,16 @@ Store = Annotated[
     str | None,
     option(STORE, "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law.", "--store"),
 ]
+Stores = Annotated[
+    list[str] | None,
+    option(
+        STORE,
+        "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law; may be repeated: the "
+        "nearest entries of all count alike, unless they are blended.",
+        "--store",
+        show_default=False,
+    ),
+]
 Backend = Annotated[
     str | None, option(STORE, "Instead of --store: the backend alone, such as faiss.")
 ]
@@ -130,5 +140,32 @@ Policy = Annotated[
         MIXING,
         "How the datastore's weight is decided: fixed, ratio, or, once tuned, bucketed or learned.",
         show_default="as tuned, else ratio",
+    ),
+]
+Policies = Annotated[
+    list[str] | None,
+    option(
+        MIXING,
+        "How the datastore's weight is decided: fixed, ratio, or, once tuned, bucketed or learned; "
+        "repeated, or all: they are compared in one pass.",
+        "--policy",
+        show_default="as tuned, else ratio",
+    ),
+]
+Blend = Annotated[
+    str | None,
+    option(
+        MIXING,
+        "Weight of each --store, in order, such as 0.6,0.3, instead of one pool; the rest of 1 is "
+        "the plain model's.",
+    ),
+]
+BlendFrom = Annotated[
+    list[str] | None,
+    option(
+        MIXING,
+        "Folder or file of text, neither ingested nor scored, to which the weights of a blend are "
+        "fitted; may be repeated.",
+        show_default=False,
     ),
 ]

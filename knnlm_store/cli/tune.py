@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +42,10 @@ def tune(
         int,
         options.option(TUNING, "The largest number of neighbours that is tried.", "--k", min=1),
     ] = 1024,
+    report: Annotated[
+        Path | None,
+        options.option(TUNING, "HTML file to write, with pictures of what was found."),
+    ] = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -61,7 +66,10 @@ def tune(
     for, which ships with the program, is looked at as well, so that it learns to keep silent.
     """
     from knnlm_store.corpus import Corpus
+    from knnlm_store.tuning.report import check_place, render, write
 
+    if report is not None:
+        check_place(report)
     common.need_model_libraries()
     reading = common.read_options(
         stdin_format,
@@ -83,7 +91,14 @@ def tune(
         )
         tokens = common.batch_tokens(language_model, batch_size)
         tuned = _run(
-            opened, language_model, valid, held_out, k=k, most=max_tokens, batch_tokens=tokens
+            opened,
+            language_model,
+            valid,
+            held_out,
+            k=k,
+            most=max_tokens,
+            batch_tokens=tokens,
+            draw=report is not None,
         )
     for warning in tuned.warnings:
         output.say(f"warning: {warning}")
@@ -91,6 +106,8 @@ def tune(
         output.print_json({"store": str(where), **tuned.json()})
     else:
         _summary(tuned)
+    if report is not None and tuned.pictures is not None:
+        write(report, render(tuned, tuned.pictures, str(where)))
     output.tell_problems(tuned.problems)
     if tuned.calibration is None:
         raise typer.Exit(1)
@@ -103,16 +120,30 @@ def _run(
     test: Corpus | None,
     **settings: Any,
 ) -> Tuned:
+    from knnlm_store.errors import CorpusError
     from knnlm_store.tuning.cache import Reading
     from knnlm_store.tuning.tune import tune as run
 
     started = time.monotonic()
+    problems: list[Any] = []
     with output.progress("tune", None) as bar:
 
         def show(what: str, reading: Reading) -> None:
             bar.show(0, reading.tokens, time.monotonic() - started)
 
-        return run(valid, model, store, test=test, progress=show, **settings)
+        held_out = None if test is None else common.noting(test, problems)
+        try:
+            return run(
+                common.noting(valid, problems),
+                model,
+                store,
+                test=held_out,
+                progress=show,
+                **settings,
+            )
+        except CorpusError:
+            output.tell_problems(problems)  # they are why
+            raise
 
 
 def _summary(tuned: Tuned) -> None:

@@ -22,10 +22,12 @@ from knnlm_store.windows import Window, batches, windows
 class Reading:
     """What a pass met besides tokens.
 
-    digests: of the documents' texts, by name. problems: what could not be read.
+    names: of the documents, in order. digests: of their texts, by name. problems: what could not
+    be read.
     """
 
     def __init__(self) -> None:
+        self.names: list[str] = []
         self.digests: dict[str, str] = {}
         self.problems: list[Problem] = []
         self.bytes_read = 0
@@ -62,7 +64,7 @@ def cached(
         raise CorpusError("There was no text to score.", hint="Name files that hold text.")
     sample = joined(parts)  # the parts carry no names, so their documents' numbers stand
     order = np.lexsort((np.concatenate(places), sample.documents))
-    return replace(sample[order], names=tuple(reading.digests))
+    return replace(sample[order], names=tuple(reading.names))
 
 
 def _windows(
@@ -74,10 +76,11 @@ def _windows(
             reading.problems.append(item)
             continue
         tokens = model.encode(item.text)[: most - reading.tokens]
+        reading.names.append(item.id)  # one may stand twice
         reading.digests[item.id] = digest_of(item)
         reading.bytes_read += item.size
         reading.tokens += len(tokens)
-        owner = len(reading.digests) - 1
+        owner = len(reading.names) - 1
         yield from windows(owner, model.document_start, tokens, model.window)
         if reading.tokens >= most:
             return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from knnlm_store.interpolation import Float64
 from knnlm_store.mixture import Mixture
@@ -27,11 +28,11 @@ from knnlm_store.values import Int64
 FAMILIES = ("fixed", "bucketed", "ratio", "learned")
 HARM = 0.005
 """Share by which foreign text may grow harder, in perplexity."""
-FOREIGN = 1.0
+FOREIGN = 2.0
 """Weight of all foreign tokens together in a fit, relative to that of the text itself."""
 
 _FOLDS = 4
-_STEPS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # temperatures relative to the data's own
+_STEPS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)  # times the data's own T
 _LEARNT_FROM = 2000  # tokens: a gate of fewer would learn them by heart
 
 
@@ -80,7 +81,7 @@ def choose(
     sample = home if foreign is None else joined([home, foreign])
     is_home = np.arange(len(sample)) < len(home)
     table = Table(sample, k, is_home, FOREIGN)
-    folds = _folds(sample.documents, seed)
+    folds = _folds(sample.documents, is_home, seed)
     tried: dict[str, tuple[float, float, Candidate]] = {}
 
     def attempt(candidate: Candidate) -> None:
@@ -142,16 +143,22 @@ def _judge(table: Table, candidate: Candidate, folds: list[Int64]) -> tuple[floa
     return float(-log_p[home].mean()), float(harm)
 
 
-def _folds(documents: Int64, seed: int) -> list[Int64]:
-    """Part rows into folds that share no document; by runs of rows where documents are few."""
-    names, counts = np.unique(documents, return_counts=True)
+def _folds(documents: Int64, home: NDArray[np.bool_], seed: int) -> list[Int64]:
+    """Part rows into folds; every fold has its share of the text and of foreign text."""
+    parts = [_parted(np.flatnonzero(mask), documents, seed) for mask in (home, ~home)]
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def _parted(rows: Int64, documents: Int64, seed: int) -> list[Int64]:
+    """Part some rows so that parts share no document; by runs of rows where these are few."""
+    names, counts = np.unique(documents[rows], return_counts=True)
     if len(names) < 2 * _FOLDS:
-        return [part for part in np.array_split(np.arange(len(documents)), _FOLDS) if len(part)]
+        return np.array_split(rows, _FOLDS)
     order = np.random.default_rng(seed).permutation(len(names))
     fold_of = np.empty(len(names), np.int64)
     sizes = np.zeros(_FOLDS)
     for name in order[np.argsort(-counts[order], kind="stable")]:  # the largest first
         fold_of[name] = sizes.argmin()
         sizes[fold_of[name]] += counts[name]
-    rows = fold_of[np.searchsorted(names, documents)]
-    return [np.flatnonzero(rows == number) for number in range(_FOLDS)]
+    part = fold_of[np.searchsorted(names, documents[rows])]
+    return [rows[part == number] for number in range(_FOLDS)]

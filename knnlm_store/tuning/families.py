@@ -37,7 +37,7 @@ def fixed(temperature: float) -> Candidate:
     """One lambda, as everybody else's kNN-LM fits it: foreign text has no say."""
 
     def fit(table: Table, rows: Int64) -> LambdaPolicy:
-        rows = rows[table.home[rows]]
+        rows = rows[table.home[rows] & table.found[rows]]
         return Fixed(best_lambda(table.log_knn(temperature)[rows], table.sample.log_lm[rows]))
 
     return Candidate("fixed", temperature, fit)

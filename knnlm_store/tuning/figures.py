@@ -87,11 +87,11 @@ def _hashes(tokens: Int64, joined: np.ndarray[Any, np.dtype[np.bool_]], n: int) 
     m = len(tokens)
     value = np.zeros(m, np.uint64)
     whole = np.ones(m, dtype=bool)
-    for back in range(n):
+    for back in range(min(n, m)):
         shifted = np.zeros(m, np.uint64)
         shifted[back:] = tokens[: m - back].astype(np.uint64) + np.uint64(1)
         value = value * np.uint64(0x9E3779B97F4A7C15) + shifted * np.uint64(0xD6E8FEB86659FD93)
         if back:
-            whole[:back] = False
-            whole[back:] &= joined[: max(m - back, 0)]
+            whole[back:] &= joined[: m - back]
+    whole[: n - 1] = False
     return np.where(whole, value | np.uint64(1), 0).astype(np.uint64).view(np.int64)

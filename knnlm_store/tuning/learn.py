@@ -62,8 +62,9 @@ def _network(outputs: int, generator: torch.Generator) -> nn.Sequential:
     widths = [len(NAMES), _HIDDEN, _HIDDEN, outputs]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
-        layer = nn.Linear(wide, narrow)
-        with torch.no_grad():  # drawn from our own generator: nobody else's numbers change
+        # drawn from our own generator alone: nobody else's numbers change
+        layer: nn.Linear = nn.utils.skip_init(nn.Linear, wide, narrow)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
             layer.weight.normal_(0, wide**-0.5, generator=generator)
             layer.bias.zero_()
         layers += [layer, nn.Tanh()]

@@ -33,16 +33,18 @@ def best_lambda(
     lambda is `prior` (a Beta prior), which keeps few tokens from deciding much. Without tokens or
     belief it is 0.
     """
-    with np.errstate(over="ignore"):
-        gain = np.expm1(np.minimum(log_knn - log_lm, 700.0))  # a / b - 1, at least -1
-    counts = np.ones(len(gain)) if counts is None else counts
+    counts = np.ones(len(log_lm)) if counts is None else counts
+    told = (counts > 0) & ~(np.isneginf(log_knn) & np.isneginf(log_lm))  # else: lambda is no matter
+    log_knn, log_lm, counts = log_knn[told], log_lm[told], counts[told]
+    gain = np.expm1(np.minimum(log_knn - log_lm, 700.0))  # a / b - 1, at least -1
     if not counts.sum() + strength:
         return 0.0
 
     def slope(lmbda: float) -> float:
         with np.errstate(divide="ignore"):
             each = gain / (lmbda * gain + 1)
-        belief = strength * (prior / lmbda - (1 - prior) / (1 - lmbda)) if strength else 0.0
+        against = (1 - prior) / max(1 - lmbda, 1e-300)
+        belief = strength * (prior / lmbda - against) if strength else 0.0
         return float((counts * each).sum() + belief)
 
     if not strength:
@@ -66,10 +68,9 @@ def best_weights(log_components: Float64, counts: Float64 | None = None) -> Floa
     A token that no component thinks possible is left out. Equal weights without tokens.
     """
     m = log_components.shape[1]
-    possible = np.isfinite(log_components).any(axis=1)
-    log_p = log_components[possible]
-    shares = np.ones(len(log_components)) if counts is None else counts
-    shares = shares[possible] / max(shares[possible].sum(), 1e-300)
+    counts = np.ones(len(log_components)) if counts is None else counts
+    told = np.isfinite(log_components).any(axis=1) & (counts > 0)
+    log_p, shares = log_components[told], counts[told] / max(counts[told].sum(), 1e-300)
     weights = np.full(m, 1 / m)
     before = -np.inf
     for _ in range(_ROUNDS if len(log_p) else 0):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from knnlm_store.background import background_text
 from knnlm_store.calibrated import Calibration
 from knnlm_store.calibration import DEFAULT_K, keep_temperature, stored_temperature
 from knnlm_store.corpus import Document, Problem
@@ -19,9 +18,12 @@ from knnlm_store.models import LanguageModel
 from knnlm_store.tuning.cache import Reading, cached
 from knnlm_store.tuning.choice import Choice, best, choose, choose_k
 from knnlm_store.tuning.figures import Contents, by_group, summary
+from knnlm_store.tuning.foreign import foreign_text
+from knnlm_store.tuning.pictures import Pictures, pictures
 from knnlm_store.tuning.sample import Sample
+from knnlm_store.values import Int64
 
-MOST, MOST_FOREIGN = 30_000, 15_000
+MOST, MOST_FOREIGN = 30_000, 24_000
 """Tokens of each text that are looked at."""
 LEAST = 500
 """Tokens of validation text below which nothing is fitted."""
@@ -29,6 +31,7 @@ TOLERANCE = 0.005
 """Perplexity, relative, that a smaller k may cost."""
 
 _COPIED = 0.02  # share of keys at distance zero that held-out text does not reach
+_BEGINNING = 16  # tokens of a document: many documents begin alike
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Tuned:
 
     rows: for each family what it does to `valid` (held-out folds), to foreign text, and to
     `test`. groups: gain of the chosen one by frequency and by overlap. warnings: what makes the
-    figures doubtful.
+    figures doubtful. pictures: for a report, if asked for.
     """
 
     calibration: Calibration | None = None
@@ -47,6 +50,7 @@ class Tuned:
     warnings: list[str] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    pictures: Pictures | None = None
 
     def json(self) -> dict[str, Any]:
         """Give it as one JSON-able object."""
@@ -76,13 +80,14 @@ def tune(
     most: int = MOST,
     batch_tokens: int | None = None,
     progress: Callable[[str, Reading], None] = lambda *_: None,
+    draw: bool = False,
     seed: int = 0,
 ) -> Tuned:
     """Fit k, temperature and a policy to `valid`, and keep them in the datastore.
 
     k: the largest that is tried. most: tokens of each text that are used. `test` is only scored,
-    after everything is fitted. Raises CorpusError for too little text, and what the backend
-    raises; then the datastore is unchanged.
+    after everything is fitted. draw: work out the numbers of a report's pictures. Raises
+    CorpusError for too little text, and what the backend raises; then the datastore is unchanged.
     """
     entries = store.backend.count()
     if not entries:
@@ -116,19 +121,22 @@ def tune(
             hint="Name more text that is not in the datastore.",
         )
     tuned.warnings += contamination(store, home, reading, "validation")
-    foreign, _ = read("foreign", background_text(), MOST_FOREIGN)
+    foreign, _ = read("foreign", foreign_text(), MOST_FOREIGN)
     start = stored_temperature(store) or keep_temperature(store)
     k, tuned.k = choose_k(home, start, TOLERANCE)
     choices = choose(home, foreign, k, start, seed)
     plain = float(-home.log_lm.mean())
     picked = best(choices, plain)
     tuned.rows = _rows(choices, plain)
+    scored: Sample | None = None
     if test is not None:
         scored, reading = read("test", test, most)
         tuned.warnings += contamination(store, scored, reading, "test")
         _score(tuned, choices, scored)
+    measured = home if scored is None else scored
+    if draw:
+        tuned.pictures = pictures(home, choices, picked, start, measured=measured, foreign=foreign)
     if picked is not None:
-        measured = scored if test is not None else home
         log_p = measured.log_p(picked.mixture)
         contents = Contents(store.backend)
         for name, groups in (
@@ -175,10 +183,18 @@ def contamination(store: Datastore, sample: Sample, reading: Reading, what: str)
             f"{len(same)} of {len(reading.digests)} {what} documents are in the datastore "
             f"({same[0]}); the figures flatter it."
         )
-    zero = float((sample.evidence.distances[:, 0] <= 0).mean())
+    deep = sample.evidence.distances[_places(sample) >= _BEGINNING, 0]
+    zero = float((deep <= 0).mean()) if len(deep) else 0.0
     if zero > _COPIED and not same:
         warnings.append(
             f"{100 * zero:.0f}% of the {what} tokens have an exact copy in the datastore; "
             "the figures flatter it."
         )
     return warnings
+
+
+def _places(sample: Sample) -> Int64:
+    """Place of each token in its document, int64 `[n]`."""
+    _, first, owner = np.unique(sample.documents, return_index=True, return_inverse=True)
+    places: Int64 = np.arange(len(sample)) - first[owner]
+    return places
