@@ -145,6 +145,12 @@ class Calibration:
                 f"{store.location} has grown from {self.entries:,} to {entries:,} entries since it "
                 "was calibrated; knnlm-store tune fits it again."
             )
+        kind = describe_index(store)
+        if kind.split()[0] != self.index.split()[0]:
+            return (
+                f"{store.location} was searched otherwise when it was calibrated ({self.index}, "
+                f"now {kind}); knnlm-store tune fits it again."
+            )
         return None
 
 

@@ -25,7 +25,10 @@ Float64: TypeAlias = NDArray[np.float64]
 
 def neighbour_log_weights(distances: Float32, temperature: float) -> Float64:
     """Log of each neighbour's share of p_kNN, float64 `[q, k]`; padding and empty rows -inf."""
-    s = -distances.astype(np.float64) / temperature
+    wide = distances.astype(np.float64)
+    nearest = wide.min(axis=1, initial=np.inf, keepdims=True)
+    # relative to the nearest: far from all of them, float64 would lose what tells them apart
+    s = -(wide - np.where(np.isfinite(nearest), nearest, 0.0)) / temperature
     log_z = logsumexp(s)[:, None]
     return s - np.where(np.isneginf(log_z), 0.0, log_z)
 

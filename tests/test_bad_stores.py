@@ -202,7 +202,7 @@ run("ingest", "--store", "faiss:stores/roots", changed)  # imports all that is n
 os.setgid(65534)
 os.setuid(65534)
 run("ingest", "--store", "faiss:stores/law", changed)
-run("ingest", "--store", "faiss:stores/new", changed)
+run("ingest", "--store", "faiss:stores/new", "--transform", "none", changed)
 run("rm", "faiss:stores/law", "--yes")
 run("info", "faiss:stores/law")
 """

@@ -165,7 +165,7 @@ def test_a_datastore_that_never_helps() -> None:
     done = tune("valid", "--max-tokens", 600, store=STRANGER)
     assert done.code == 1
     assert done.out.splitlines()[-1] == (
-        "No policy helps this text: nothing was changed, lambda 0 is best here."
+        "No policy helps this text: none is kept. Lambda 0 is best here."
     )
     assert done.err == ""
     assert kept(STRANGER) is None

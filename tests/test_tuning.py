@@ -18,6 +18,7 @@ from knnlm_store.errors import CorpusError, UsageError
 from knnlm_store.evaluation import evaluate
 from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.policies import Ratio
 from knnlm_store.tuning import tune as module
@@ -184,8 +185,9 @@ def test_a_gate_is_learnt_from_enough_text(shared_model: LanguageModel, store: D
 
 
 def test_a_useless_datastore(shared_model: LanguageModel) -> None:
-    """Nothing is kept, and what was there stays: the figures are given all the same."""
+    """Nothing is kept, nor what an earlier run kept: the figures are given all the same."""
     store = filled(shared_model, STRANGE)
+    Calibration.of(store, {"fixed": Mixture(8, 1.0, Fixed(0.9))}, "fixed", "", {}).write(store)
     result = tune(texts(VALID), shared_model, store, test=texts(TEST), k=32)
     assert result.calibration is None
     assert Calibration.read(store) is None

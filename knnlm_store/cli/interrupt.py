@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from knnlm_store.cli import output
+_FRESH_LINE = "\r\x1b[2K\x1b[?25h"
+"""Takes back the line that a progress display is drawing, and shows the cursor that it hides."""
 
 
 @contextmanager
@@ -20,16 +21,23 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         nonlocal asked
         if asked:
             # Waits for no write or retry that is under way: a run may be killed at any instant.
-            output.restore_terminal()
-            output.clear_line()
-            output.say("Stopped. Run the same command to go on.")
+            _say("Stopped. Run the same command to go on.")
             os._exit(130)
         asked = True
-        output.clear_line()
-        output.say("Stopping after the documents in hand; Ctrl-C again to stop at once.")
+        _say("Stopping after the documents in hand; Ctrl-C again to stop at once.")
 
     before = signal.signal(signal.SIGINT, handle)
     try:
         yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr past Python's buffers, which the signal may have come in the midst of.
+
+    A second write within one to the same buffer would be refused.
+    """
+    start = _FRESH_LINE if os.isatty(2) else ""
+    with suppress(OSError):
+        os.write(2, f"{start}{text}\n".encode())

@@ -79,17 +79,6 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def restore_terminal() -> None:
-    """Show the cursor again, which a progress display hides."""
-    console().show_cursor(True)
-
-
-def clear_line() -> None:
-    """Take back the line that a progress display is drawing."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[2K")
-
-
 def status(text: str) -> AbstractContextManager[Any]:
     """Show what is going on, while it goes on, on a terminal."""
     from rich.text import Text

@@ -167,7 +167,7 @@ def _summary(tuned: Tuned) -> None:
                 share = f"{output.count(values['tokens'])} tokens"
                 typer.echo(f"  {group:<28}{values['gain']:>+8.3f}{share:>16}")
     if tuned.calibration is None:
-        typer.echo("\nNo policy helps this text: nothing was changed, lambda 0 is best here.")
+        typer.echo("\nNo policy helps this text: none is kept. Lambda 0 is best here.")
         return
     mixture = tuned.calibration.mixture
     typer.echo(

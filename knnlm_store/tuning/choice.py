@@ -85,9 +85,10 @@ def choose(
     tried: dict[str, tuple[float, float, Candidate]] = {}
 
     def attempt(candidate: Candidate) -> None:
-        scores = _judge(table, candidate, folds)
-        if candidate.family not in tried or _rank(scores) < _rank(tried[candidate.family][:2]):
-            tried[candidate.family] = (*scores, candidate)
+        home, harm = _judge(table, candidate, folds)
+        before = tried.get(candidate.family)
+        if before is None or _rank(candidate, home, harm) < _rank(before[2], *before[:2]):
+            tried[candidate.family] = home, harm, candidate
 
     for step in _STEPS:
         attempt(fixed(temperature * step))
@@ -125,9 +126,13 @@ def best(choices: list[Choice], plain: float) -> Choice | None:
     return min(helpful, key=lambda each: each.harm, default=None)
 
 
-def _rank(scores: tuple[float, float]) -> float:
-    """Compare candidates of one family: what they do at home, and what harm beyond the bound."""
-    home, harm = scores
+def _rank(candidate: Candidate, home: float, harm: float) -> float:
+    """Compare candidates of one family: what they do at home, and what harm beyond the bound.
+
+    A fixed lambda always harms foreign text; it is fitted as everybody fits it.
+    """
+    if candidate.family == "fixed":
+        return home
     return home + max(0.0, harm - float(np.log1p(HARM)))
 
 

@@ -40,7 +40,18 @@ def learn(table: Table, rows: Int64, temperature: float, seed: int = 0) -> Gate:
 
 
 def _trained(x: Tensor, log_parts: Tensor, shares: Tensor, seed: int) -> nn.Sequential:
-    generator = torch.Generator().manual_seed(seed)
+    """Train in one thread: with so small a network the others only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _descended(x, log_parts, shares, torch.Generator().manual_seed(seed))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _descended(
+    x: Tensor, log_parts: Tensor, shares: Tensor, generator: torch.Generator
+) -> nn.Sequential:
     network = _network(log_parts.shape[1], generator)
     steps = max(1, -(-len(x) // _BATCH)) * _ROUNDS
     optimiser = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)

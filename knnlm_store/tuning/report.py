@@ -77,8 +77,7 @@ def _summary(tuned: Tuned) -> Markup:
         return joined(
             tag(
                 "p",
-                "No policy helps this text: the plain model is best here, and nothing was ",
-                "changed in the datastore.",
+                "No policy helps this text: the plain model is best here, and no policy is kept.",
             ),
             tokens,
         )

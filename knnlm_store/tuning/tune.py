@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from knnlm_store.calibrated import Calibration
+from knnlm_store.calibrated import RECORD, Calibration
 from knnlm_store.calibration import DEFAULT_K, keep_temperature, stored_temperature
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
@@ -30,14 +30,16 @@ LEAST = 500
 TOLERANCE = 0.005
 """Perplexity, relative, that a smaller k may cost."""
 
-_COPIED = 0.02  # share of keys at distance zero that held-out text does not reach
+_NEAR = 0.25  # of the temperature: an exact copy, but for the rounding of int8 keys
+_COPIED = 0.05  # share of such keys that held-out text does not reach (measured: 0.003 to 0.01)
 _BEGINNING = 16  # tokens of a document: many documents begin alike
 
 
 @dataclass
 class Tuned:
-    """What `tune` found. calibration: None where nothing pays; it is written already.
+    """What `tune` found.
 
+    calibration: written already; None where nothing pays, and then an earlier one is removed.
     rows: for each family what it does to `valid` (held-out folds), to foreign text, and to
     `test`. groups: gain of the chosen one by frequency and by overlap. warnings: what makes the
     figures doubtful. pictures: for a report, if asked for.
@@ -120,9 +122,9 @@ def tune(
             f"The validation text has {len(home)} tokens; fitting needs at least {LEAST}.",
             hint="Name more text that is not in the datastore.",
         )
-    tuned.warnings += contamination(store, home, reading, "validation")
-    foreign, _ = read("foreign", foreign_text(), MOST_FOREIGN)
     start = stored_temperature(store) or keep_temperature(store)
+    tuned.warnings += contamination(store, home, reading, "validation", _NEAR * start)
+    foreign, _ = read("foreign", foreign_text(), MOST_FOREIGN)
     k, tuned.k = choose_k(home, start, TOLERANCE)
     choices = choose(home, foreign, k, start, seed)
     plain = float(-home.log_lm.mean())
@@ -131,12 +133,14 @@ def tune(
     scored: Sample | None = None
     if test is not None:
         scored, reading = read("test", test, most)
-        tuned.warnings += contamination(store, scored, reading, "test")
+        tuned.warnings += contamination(store, scored, reading, "test", _NEAR * start)
         _score(tuned, choices, scored)
     measured = home if scored is None else scored
     if draw:
         tuned.pictures = pictures(home, choices, picked, start, measured=measured, foreign=foreign)
-    if picked is not None:
+    if picked is None:
+        store.backend.delete_records([RECORD])  # what was fitted before does not help either
+    else:
         log_p = measured.log_p(picked.mixture)
         contents = Contents(store.backend)
         for name, groups in (
@@ -173,8 +177,13 @@ def _score(tuned: Tuned, choices: list[Choice], test: Sample) -> None:
         tuned.rows[choice.family]["test"] = summary(test.log_p(choice.mixture), test.log_lm)
 
 
-def contamination(store: Datastore, sample: Sample, reading: Reading, what: str) -> list[str]:
-    """Say whether text that should be new to the datastore is in it."""
+def contamination(
+    store: Datastore, sample: Sample, reading: Reading, what: str, near: float
+) -> list[str]:
+    """Say whether text that should be new to the datastore is in it.
+
+    near: squared distance up to which a neighbour counts as a copy.
+    """
     known = {document.version.digest: document.id for document in store.documents()}
     same = [name for name, digest in reading.digests.items() if digest in known]
     warnings = []
@@ -184,7 +193,7 @@ def contamination(store: Datastore, sample: Sample, reading: Reading, what: str)
             f"({same[0]}); the figures flatter it."
         )
     deep = sample.evidence.distances[_places(sample) >= _BEGINNING, 0]
-    zero = float((deep <= 0).mean()) if len(deep) else 0.0
+    zero = float((deep <= near).mean()) if len(deep) else 0.0
     if zero > _COPIED and not same:
         warnings.append(
             f"{100 * zero:.0f}% of the {what} tokens have an exact copy in the datastore; "

@@ -197,8 +197,8 @@ class Collection:
             if not done:
                 self._settled, self._asked = False, self._asked or debt[0]
                 self._churn += debt[1]
-            self._log = None
             self._sweep()
+            self._log = None
 
     def _built(self, files: str) -> bool:
         """Build an index on a copy and take that over; False if the copy was overtaken."""
