@@ -3,7 +3,8 @@
 Values only; explaining.py makes them, explained/ shows them. With the share w_i of neighbour i in
 p_kNN (Khandelwal et al. 2020, eq. 2) and lambda of the token's mixture (eq. 3):
 
-    p_kNN(y) = sum of w_i over neighbours whose token is y    p(y) = lambda p_kNN(y) + (1 - lambda) p_LM(y)
+    p_kNN(y) = sum of w_i over neighbours whose token is y
+    p(y) = lambda p_kNN(y) + (1 - lambda) p_LM(y)
 
 A document's share is the part of that sum that its own entries make, so that the shares of a token
 sum to p_kNN, and lambda times a share is what the document put into p. That is a contribution, not

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from knnlm_store.calibrated import Calibration
-from knnlm_store.catalog import DocumentRecord
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import DocumentRecord
 from knnlm_store.errors import StorageFull, StoreCorrupt, StoreNotWritable, UsageError
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
 from knnlm_store.policies import Ratio

@@ -18,72 +18,16 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from knnlm_store import intents, writers
 from knnlm_store.backend import VectorBackend
-from knnlm_store.errors import StoreCorrupt, StoreError
+from knnlm_store.documents import PREFIX, Change, DocumentRecord, Version, scan_all
+from knnlm_store.errors import StoreError
 from knnlm_store.intents import Intent
 from knnlm_store.values import MAX_ID
 
-_PREFIX = "document/"
 _TIDY_PATIENCE = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a document: its number, its entries (one a token) and what it was made of."""
-
-    number: int
-    tokens: int
-    digest: str
-    salt: int
-    size: int
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentRecord:
-    """A document in the catalog. stale: numbers of versions whose entries are still to go."""
-
-    source: str
-    name: str
-    metadata: Mapping[str, Any]
-    version: Version
-    stale: tuple[int, ...] = ()
-
-    @property
-    def id(self) -> str:
-        """Source and name."""
-        return f"{self.source}/{self.name}"
-
-    def encode(self) -> bytes:
-        """Give the record's bytes."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True).encode()
-
-    @classmethod
-    def decode(cls, name: str, value: bytes) -> DocumentRecord:
-        """Read a record. Raises StoreCorrupt."""
-        try:
-            fields = json.loads(value)
-            version = Version(**fields.pop("version"))
-            return cls(version=version, stale=tuple(fields.pop("stale")), **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreCorrupt(f"The catalog's record {name!r} cannot be read.") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A document as it is to be; with_entries: False if only its metadata changes."""
-
-    document: DocumentRecord
-    with_entries: bool = field(default=True, kw_only=True)
-
-    @property
-    def id(self) -> str:
-        """The document's id."""
-        return self.document.id
 
 
 class Catalog:
@@ -94,20 +38,21 @@ class Catalog:
         self._writer = writers.new_name()
         self._claimed: dict[str, Intent] = {}
         self._ranges: list[tuple[int, int]] = []
-        self._documents = {document.id: document for document in scan(backend)}
+        self._documents = {document.id: document for document in scan_all(backend)}
         self._collect_ranges()
 
     def __len__(self) -> int:
         """Count the documents."""
-        return len(self._documents)
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[DocumentRecord]:
         """Iterate over the documents."""
-        return iter(self._documents.values())
+        return (document for document in self._documents.values() if not document.forgotten)
 
     def get(self, document: str) -> DocumentRecord | None:
         """Look a document up by its id."""
-        return self._documents.get(document)
+        found = self._documents.get(document)
+        return None if found is None or found.forgotten else found
 
     def new_version(self, document: str, digest: str, tokens: int, size: int) -> Version:
         """Number a new version: entry ids number..number + tokens - 1 are free and its alone.
@@ -165,7 +110,8 @@ class Catalog:
         now = self._read(change.id for change in changes)
         new = [c for c in changes if c.with_entries and not _is_in_force(c, now)]
         self._require_entries([change.document.version for change in new])
-        self._put([*_in_force(new, now), *_with_metadata(changes, now)])
+        in_force = [change.document.replacing(now.get(change.id)) for change in new]
+        self._put([*in_force, *_with_metadata(changes, now)])
         self._settle(self._documents[c.id] for c in changes if c.id in self._documents)
 
     def release(self, changes: Iterable[Change]) -> None:
@@ -179,22 +125,39 @@ class Catalog:
         """Undo what dead writers left half done; gives the number of documents mended."""
         found = list(intents.scan(self._backend))
         documents = {intent.document for intent in found if intent.is_abandoned}
-        documents |= {d.id for d in self if d.stale}
+        documents |= {d.id for d in self._documents.values() if d.leaving}
         documents -= {intent.document for intent in found if not intent.is_abandoned}
-        if not documents:
-            return 0
+        return len(self._tidy(documents, _TIDY_PATIENCE)) if documents else 0
+
+    def forget(self, documents: Iterable[str], patience: float | None = None) -> set[str]:
+        """Remove documents and all their entries; gives the ids that other writers keep.
+
+        What dead writers left of them goes as well. From the first record that is written here a
+        document counts as gone: a run that is killed is finished by the next `recover`, and the
+        call can be repeated. patience: see intents.claim.
+        """
+        wanted = set(documents)
+        return wanted - self._tidy(wanted, patience, forget=True)
+
+    def _tidy(
+        self, documents: set[str], patience: float | None, *, forget: bool = False
+    ) -> set[str]:
+        """Claim documents and remove entries that are to go; gives those that we got."""
         mine = [Intent(d, 0, False, self._writer, time.time()) for d in sorted(documents)]
         self.begin_writing()
         try:
-            claims = intents.claim(self._backend, mine, _TIDY_PATIENCE)
+            claims = intents.claim(self._backend, mine, patience)
             ours = [intent for intent in mine if intent.document in claims.won]
             self._undo(ours, claims.abandoned)
-            self._settle(self._read(intent.document for intent in ours).values())
+            now = self._read(intent.document for intent in ours)
+            if forget:
+                self._put([replace(document, forgotten=True) for document in now.values()])
+            self._settle(self._documents[document] for document in now)
             intents.remove(self._backend, ours)
         finally:
             self.end_writing()
         self._collect_ranges()
-        return len(ours)
+        return {intent.document for intent in ours}
 
     def _intent(self, change: Change) -> Intent:
         number = change.document.version.number
@@ -202,18 +165,18 @@ class Catalog:
 
     def _read(self, documents: Iterable[str]) -> dict[str, DocumentRecord]:
         """Read records anew: other writers may have changed them before we claimed them."""
-        names = [_PREFIX + document for document in documents]
+        names = [PREFIX + document for document in documents]
         found = self._backend.get_records(names)
         records = {name: DocumentRecord.decode(name, value) for name, value in found.items()}
         now = {record.id: record for record in records.values()}
         for name in names:
-            self._documents.pop(name.removeprefix(_PREFIX), None)
+            self._documents.pop(name.removeprefix(PREFIX), None)
         self._documents.update(now)
         return now
 
     def _put(self, documents: list[DocumentRecord]) -> None:
         if documents:
-            self._backend.put_records({_PREFIX + d.id: d.encode() for d in documents})
+            self._backend.put_records({PREFIX + d.id: d.encode() for d in documents})
             self._documents.update((d.id, d) for d in documents)
 
     def _undo(self, ours: list[Intent], abandoned: list[Intent]) -> None:
@@ -242,10 +205,15 @@ class Catalog:
             )
 
     def _settle(self, documents: Iterable[DocumentRecord]) -> None:
-        """Remove the entries of stale versions."""
-        with_stale = [document for document in documents if document.stale]
-        self._delete([number for document in with_stale for number in document.stale])
-        self._put([replace(d, stale=()) for d in with_stale])
+        """Remove the entries of stale versions, and forgotten documents as a whole."""
+        leaving = [document for document in documents if document.leaving]
+        self._delete([number for document in leaving for number in document.leaving])
+        self._put([replace(d, stale=()) for d in leaving if not d.forgotten])
+        gone = [document.id for document in leaving if document.forgotten]
+        if gone:
+            self._backend.delete_records([PREFIX + document for document in gone])
+        for document in gone:
+            del self._documents[document]
 
     def _delete(self, numbers: list[int]) -> None:
         if numbers:
@@ -254,7 +222,7 @@ class Catalog:
 
     def _collect_ranges(self) -> None:
         """Forget the ranges of versions that are gone, so that their ids can be given again."""
-        versions = (document.version for document in self)
+        versions = (document.version for document in self._documents.values())
         self._ranges = sorted((v.number, v.number + v.tokens) for v in versions)
 
     def _is_free(self, number: int, tokens: int) -> bool:
@@ -265,25 +233,12 @@ class Catalog:
         return before < number and number + tokens < after
 
 
-def scan(backend: VectorBackend) -> Iterator[DocumentRecord]:
-    """Iterate over the documents of a datastore, in bounded memory."""
-    for name, value in backend.scan_records(_PREFIX):
-        yield DocumentRecord.decode(name, value)
-
-
 def _is_in_force(change: Change, now: Mapping[str, DocumentRecord]) -> bool:
     """Whether a writer of the same content was first."""
     known = now.get(change.id)
-    return known is not None and known.version.number == change.document.version.number
-
-
-def _in_force(new: list[Change], now: Mapping[str, DocumentRecord]) -> Iterator[DocumentRecord]:
-    for change in new:
-        old = now.get(change.id)
-        version = replace(change.document.version, at=time.time())
-        stale = (*old.stale, old.version.number) if old else ()
-        stale = tuple(n for n in stale if n != version.number)  # a text that came back
-        yield replace(change.document, version=version, stale=stale)
+    if known is None or known.forgotten:
+        return False
+    return known.version.number == change.document.version.number
 
 
 def _with_metadata(

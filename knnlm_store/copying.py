@@ -17,8 +17,9 @@ import numpy as np
 from knnlm_store import intents
 from knnlm_store.backend import VectorBackend
 from knnlm_store.calibration import forget_temperature
-from knnlm_store.catalog import Catalog, Change, DocumentRecord
+from knnlm_store.catalog import Catalog
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import Change, DocumentRecord
 from knnlm_store.manifest import RECORDS
 from knnlm_store.retry import build_index
 from knnlm_store.values import Entries

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from knnlm_store import catalog, intents, registry
+from knnlm_store import intents, registry
 from knnlm_store.backend import Indexed, VectorBackend
+from knnlm_store.documents import DocumentRecord, scan
 from knnlm_store.errors import InvalidEntries, StoreExists, StoreNotFound, UsageError
 from knnlm_store.manifest import RECORDS, Manifest
 from knnlm_store.values import DocumentFilter, Float32, Freshness, Location, Neighbours, Spec
@@ -130,9 +131,9 @@ class Datastore:
             )
         return key_map(hidden)
 
-    def documents(self) -> Iterator[catalog.DocumentRecord]:
+    def documents(self) -> Iterator[DocumentRecord]:
         """Iterate over the catalog, in any order."""
-        return catalog.scan(self.backend)
+        return scan(self.backend)
 
     def info(self) -> dict[str, Any]:
         """Describe the datastore; counts are counted."""

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from knnlm_store.calibration import forget_temperature
-from knnlm_store.catalog import Catalog, Change, DocumentRecord, Version
+from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import Change, DocumentRecord, Version
 from knnlm_store.models import LanguageModel, to_numpy
 from knnlm_store.retry import build_index
 from knnlm_store.values import Int64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from knnlm_store import recall
-from knnlm_store.catalog import DocumentRecord
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import DocumentRecord
 from knnlm_store.errors import StoreCorrupt
 from knnlm_store.values import Entries
 

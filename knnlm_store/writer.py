@@ -18,7 +18,8 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from knnlm_store.backend import VectorBackend
-from knnlm_store.catalog import Catalog, Change, Version
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change, Version
 from knnlm_store.retry import retrying
 from knnlm_store.values import Entries, Float32, Int64
 from knnlm_store.writers import RENEW

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from knnlm_store.catalog import DocumentRecord
 from knnlm_store.cli.main import main
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import DocumentRecord
 
 COMMAND = [sys.executable, "-W", "error", "-m", "knnlm_store"]
 STORE = "faiss:stores/law"

@@ -19,10 +19,10 @@ import pytest
 
 from knnlm_store import registry
 from knnlm_store.abilities import Aliased
-from knnlm_store.catalog import DocumentRecord, Version
 from knnlm_store.checks import Check
 from knnlm_store.datastore import Datastore
 from knnlm_store.doctor import Plan, Report, examine
+from knnlm_store.documents import DocumentRecord, Version
 from knnlm_store.errors import BackendUnavailable, StoreExists, StoreNotFound, UsageError
 from knnlm_store.manifest import Manifest
 from knnlm_store.values import Entries, Float32, Freshness, Int64, Location, Neighbours, Spec

@@ -13,9 +13,9 @@ import numpy as np
 
 from knnlm_store import intents, writers
 from knnlm_store.backend import VectorBackend
-from knnlm_store.catalog import DocumentRecord, Version
 from knnlm_store.corpus import Document
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import DocumentRecord, Version
 from knnlm_store.intents import Intent
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel

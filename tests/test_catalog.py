@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from knnlm_store import catalog
-from knnlm_store.catalog import Catalog, scan
+from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document
+from knnlm_store.documents import scan
 from knnlm_store.errors import StoreCorrupt
 from knnlm_store.ingest import ingest
 from knnlm_store.models import LanguageModel

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from knnlm_store import intents, writers
-from knnlm_store.catalog import Catalog, Change, DocumentRecord, scan
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change, DocumentRecord, scan
 from knnlm_store.errors import BackendUnavailable, StoreError
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.values import Int64, Location, Spec

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from knnlm_store import intents
-from knnlm_store.catalog import Catalog, Change
+from knnlm_store.catalog import Catalog
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import Change
 from tests.cli_support import TEXTS, contents, documents, files, run, write_corpus
 
 STORE = "faiss:stores/law"

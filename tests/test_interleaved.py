@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from knnlm_store import intents, writers
-from knnlm_store.catalog import Catalog, Change, DocumentRecord, scan
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change, DocumentRecord, scan
 from tests.ingest_support import an_intent, put_documents, record, some_entries
 from tests.interleaving import Interleaved, Program, at_random, run
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from knnlm_store import intents, writer
-from knnlm_store.catalog import Catalog, Change, DocumentRecord, Version, scan
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change, DocumentRecord, Version, scan
 from knnlm_store.errors import BackendUnavailable, InvalidEntries, StorageFull
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.registry import connect

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from knnlm_store import intents, writer, writers
-from knnlm_store.catalog import Catalog, Change, scan
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change, scan
 from knnlm_store.errors import BackendUnavailable, StoreError
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.values import Entries

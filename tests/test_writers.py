@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from knnlm_store import intents, writer, writers
-from knnlm_store.catalog import Catalog, Change
+from knnlm_store.catalog import Catalog
+from knnlm_store.documents import Change
 from knnlm_store.errors import StoreError
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.writer import DocumentWriter
