@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from knnlm_store import intents, writers
 from knnlm_store.backend import VectorBackend
-from knnlm_store.documents import PREFIX, Change, DocumentRecord, Version, scan_all
+from knnlm_store.documents import PREFIX, Change, DocumentRecord, Version, read, scan_all
 from knnlm_store.errors import StoreError
 from knnlm_store.intents import Intent
 from knnlm_store.values import MAX_ID
@@ -165,12 +165,10 @@ class Catalog:
 
     def _read(self, documents: Iterable[str]) -> dict[str, DocumentRecord]:
         """Read records anew: other writers may have changed them before we claimed them."""
-        names = [PREFIX + document for document in documents]
-        found = self._backend.get_records(names)
-        records = {name: DocumentRecord.decode(name, value) for name, value in found.items()}
-        now = {record.id: record for record in records.values()}
-        for name in names:
-            self._documents.pop(name.removeprefix(PREFIX), None)
+        documents = list(documents)
+        now = read(self._backend, documents)
+        for document in documents:
+            self._documents.pop(document, None)
         self._documents.update(now)
         return now
 

@@ -16,6 +16,7 @@ import numpy as np
 from knnlm_store import intents
 from knnlm_store.backend import VectorBackend
 from knnlm_store.datastore import Datastore
+from knnlm_store.documents import scan_all
 from knnlm_store.errors import KnnlmError
 from knnlm_store.fallback import TIMEOUT
 from knnlm_store.manifest import Manifest
@@ -99,10 +100,11 @@ def catalog(store: Datastore, entries: int) -> Check:
 
 def _census(store: Datastore, entries: int) -> Check:
     documents = tokens = stale = 0
-    for document in store.documents():
-        documents += 1
-        tokens += document.version.tokens
-        stale += bool(document.stale)
+    for document in scan_all(store.backend):
+        stale += bool(document.leaving)
+        if not document.forgotten:
+            documents += 1
+            tokens += document.version.tokens
     at_work = {i.document: i.is_abandoned for i in intents.scan(store.backend)}
     unfinished = stale + sum(at_work.values())
     busy = len(at_work) - sum(at_work.values())
@@ -117,7 +119,7 @@ def _census(store: Datastore, entries: int) -> Check:
         return Check("catalog", "ok", told, value=value)
     if tokens != entries:
         what = "lost" if entries < tokens else "left over"
-        hint = f"Entries were {what}: ingest the corpus under a new name, and use that."
+        hint = f"Entries were {what}; see which: knnlm-store verify {store.location}"
         return Check("catalog", "warning", told, hint, value)
     if not entries:
         told, hint = "the datastore is empty", f"Run: knnlm-store ingest --store {store.location}"

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from knnlm_store import intents
+from knnlm_store import history, intents
 from knnlm_store.backend import VectorBackend
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
 from knnlm_store.datastore import Datastore
 from knnlm_store.documents import Change, DocumentRecord
 from knnlm_store.manifest import RECORDS
-from knnlm_store.retry import build_index
+from knnlm_store.retry import build_index, retrying
 from knnlm_store.values import Entries
 from knnlm_store.verifying import verify
 from knnlm_store.writer import DocumentWriter
@@ -29,7 +29,7 @@ from knnlm_store.writer import DocumentWriter
 _GROUP = 16 * 1024 * 1024  # bytes of keys that are read at once, unless a document is larger
 _DOCUMENTS = 1000  # in a group, at most: some are empty
 _BATCH = 4 * 1024 * 1024  # bytes of keys that a scan reads at once
-_BOOKKEEPING = ("document/", "intent/")
+_BOOKKEEPING = ("document/", "intent/", history.PREFIX)
 
 
 @dataclass
@@ -70,16 +70,16 @@ def copy(
     What `target` holds besides stays. Raises StoreCorrupt if the copy cannot be verified, and
     what the backends raise once retries are used up.
     """
-    started, report = time.monotonic(), CopyReport()
-    catalog = Catalog(target.backend)
-    catalog.recover()
-    documents = sorted(source.documents(), key=lambda document: document.id)
+    started, report, again = time.monotonic(), CopyReport(), retrying()
+    catalog = again(Catalog, target.backend)
+    again(catalog.recover)
+    documents = again(lambda: sorted(source.documents(), key=lambda document: document.id))
     missing = [document for document in documents if not _is_there(document, catalog)]
-    report.unfinished = sum(1 for _ in intents.scan(source.backend))
+    report.unfinished = again(lambda: sum(1 for _ in intents.scan(source.backend)))
     report.skipped = len(documents) - len(missing)
     report.total = sum(document.version.tokens for document in missing)
     if missing:
-        forget_temperature(target)
+        again(forget_temperature, target)
     with DocumentWriter(target.backend, catalog) as writer:
         for group in _groups(missing, source.manifest.key_dimension):
             if stop():
@@ -90,14 +90,17 @@ def copy(
             progress(report)
     report.changed += sorted(writer.refused)
     if report.changed:
-        Catalog(target.backend).recover()  # what was written of them goes
+        again(lambda: Catalog(target.backend).recover())  # what was written of them goes
     if not report.interrupted:
         if len(catalog) == len(documents):
-            _copy_records(source.backend, target.backend)
+            again(_copy_records, source.backend, target.backend)
         report.index = build_index(target.backend)
         settled = [document for document in documents if document.id not in report.changed]
-        report.verified = verify(source, target, settled, seed)
+        report.verified = again(verify, source, target, settled, seed)
     report.seconds = time.monotonic() - started
+    history.note(
+        target.backend, "copy", report.seconds, copied=report.copied, entries=report.entries
+    )
     return report
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -107,6 +107,13 @@ class Change:
     def id(self) -> str:
         """The document's id."""
         return self.document.id
+
+
+def read(backend: VectorBackend, ids: Iterable[str]) -> dict[str, DocumentRecord]:
+    """Read the records of documents that have one, those of forgotten ones too."""
+    found = backend.get_records([PREFIX + document for document in ids])
+    records = (DocumentRecord.decode(name, value) for name, value in found.items())
+    return {record.id: record for record in records}
 
 
 def scan_all(backend: VectorBackend) -> Iterator[DocumentRecord]:

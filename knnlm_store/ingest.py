@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from knnlm_store import history
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.documents import Change, DocumentRecord, Version
 from knnlm_store.models import LanguageModel, to_numpy
-from knnlm_store.retry import build_index
+from knnlm_store.retry import build_index, retrying
 from knnlm_store.values import Int64
 from knnlm_store.windows import Batch, Window, batches, windows
 from knnlm_store.writer import DocumentWriter
@@ -120,7 +121,7 @@ class _Run:
             self._note(Problem(document.id, "The document has no tokens.", failed=False))
             return None
         if not self.begun:  # now, for a killed run must not leave the old one behind
-            forget_temperature(self.store)
+            retrying()(forget_temperature, self.store)
         version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
         record = DocumentRecord(document.source, document.name, metadata, version)
         self.begun[document.id] = known is None, len(tokens)
@@ -193,8 +194,8 @@ def ingest(
     """
     started = time.monotonic()
     report = IngestReport()
-    catalog = Catalog(store.backend)
-    report.mended = catalog.recover()
+    catalog = retrying()(Catalog, store.backend)
+    report.mended = retrying()(catalog.recover)
     with DocumentWriter(store.backend, catalog) as writer:
         run = _Run(model, store, catalog, writer, report, stop)
         stream = run.windows(corpus)
@@ -206,6 +207,14 @@ def ingest(
     if not report.interrupted:
         report.index = build_index(store.backend)
     if run.begun:  # a reader may have taken it meanwhile
-        forget_temperature(store)
+        retrying()(forget_temperature, store)
     report.seconds = time.monotonic() - started
+    history.note(
+        store.backend,
+        "ingest",
+        report.seconds,
+        added=report.added,
+        replaced=report.replaced,
+        entries=report.tokens,
+    )
     return report

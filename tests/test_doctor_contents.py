@@ -80,8 +80,8 @@ def die_while_writing(store: Datastore) -> None:
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
-        (lose_entries, "2 documents of 500 tokens, 300 entries", "under a new name"),
-        (leave_entries_over, "2 documents of 500 tokens, 505 entries", "under a new name"),
+        (lose_entries, "2 documents of 500 tokens, 300 entries", "knnlm-store verify"),
+        (leave_entries_over, "2 documents of 500 tokens, 505 entries", "knnlm-store verify"),
         (leave_a_stale_version, "1 documents were left unfinished", "ingest again: it mends"),
         (die_while_writing, "1 documents were left unfinished", "ingest again: it mends"),
     ],

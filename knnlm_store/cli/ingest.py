@@ -9,6 +9,7 @@ import typer
 from knnlm_store.cli import common, options, output
 from knnlm_store.cli.creating import Wanted, key_space
 from knnlm_store.cli.interrupt import stop_on_interrupt
+from knnlm_store.cli.prune import Prune
 from knnlm_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,22 +82,11 @@ def ingest(
             "another machine and both are to be searched together.",
         ),
     ] = None,
-    source: Annotated[
-        str | None,
-        options.option(
-            options.READING, "Name that groups these documents.", show_default="the folder's name"
-        ),
-    ] = None,
+    source: options.Source = None,
     text_column: options.TextColumn = "text",
     id_column: options.IdColumn = "id",
-    metadata_column: Annotated[
-        list[str] | None,
-        options.option(options.READING, "Column kept with each document; may be repeated."),
-    ] = None,
-    metadata: Annotated[
-        list[str] | None,
-        options.option(options.READING, "KEY=VALUE kept with every document; may be repeated."),
-    ] = None,
+    metadata_column: options.MetadataColumns = None,
+    metadata: options.Metadata = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     encoding: options.Encoding = "utf-8",
@@ -134,8 +124,8 @@ def ingest(
     wanted = Wanted(
         key_module, window, storage, common.creation_options(option), transform, transform_from
     )
-    language_model = _model(where, wanted, model, revision=revision, device=device, dtype=dtype)
-    run = _dry_run if dry_run else _ingest
+    language_model = load_model(where, wanted, model, revision=revision, device=device, dtype=dtype)
+    run = _dry_run if dry_run else write
     run(corpus, language_model, where, wanted, batch_size, json)
 
 
@@ -157,7 +147,7 @@ def _check_settings(backend: VectorBackend, wanted: Wanted) -> None:
     backend.check_spec(Spec(64, wanted.storage or backend.storages[0], wanted.settings))
 
 
-def _model(where: Location, wanted: Wanted, name: str, **loading: Any) -> LanguageModel:
+def load_model(where: Location, wanted: Wanted, name: str, **loading: Any) -> LanguageModel:
     """Load the model as the datastore needs it, or as the user wants it for a new one."""
     from knnlm_store import registry
     from knnlm_store.datastore import Datastore
@@ -183,16 +173,19 @@ def _model(where: Location, wanted: Wanted, name: str, **loading: Any) -> Langua
         return common.load_model_for(store, name, **loading)
 
 
-def _ingest(
+def write(
     corpus: Corpus,
     model: LanguageModel,
     where: Location,
     wanted: Wanted,
     batch_size: int | None,
     json: bool,
+    prune: Prune | None = None,
 ) -> None:
+    """Read a corpus into a datastore, then prune what left it, tell both, and end as it went."""
     from knnlm_store.datastore import Datastore
     from knnlm_store.ingest import ingest as run
+    from knnlm_store.retry import retrying
 
     manifest = key_space(model, where, wanted, batch_size)
     with Datastore.open_or_create(where, manifest, wanted.storage, wanted.settings) as store:
@@ -201,30 +194,33 @@ def _ingest(
             stop_on_interrupt() as stop,
         ):
             report = run(
-                corpus,
+                prune.seen.through(corpus) if prune else corpus,
                 model,
                 store,
                 batch_tokens=common.batch_tokens(model, batch_size),
                 progress=lambda r: bar.show(r.bytes_read, r.tokens, r.seconds),
                 stop=stop,
             )
-        entries = store.backend.count()
+        if not json:
+            _summary(report)
+        output.tell_problems(report.problems)
+        pruned = prune.run(store, corpus, quiet=json) if prune and not report.interrupted else {}
+        entries = retrying()(store.backend.count)
     if json:
         kept = {"uri": str(where), "name": where.name, "entries": entries}
-        output.print_json(report.json() | {"store": kept})
+        output.print_json(report.json() | pruned | {"store": kept})
     else:
-        _summary(report, where, entries)
-    output.tell_problems(report.problems)
+        typer.echo(f"datastore: {where}, {output.count(entries)} entries")
     if report.interrupted:
         output.say("Interrupted. Run the same command to go on.")
         raise typer.Exit(130)
-    if report.refused:  # so that a Job is run again
+    if report.refused or (prune and prune.is_owed):  # so that a Job is run again
         raise typer.Exit(1)
     if report.failed and not (report.added or report.replaced or report.skipped):
         raise typer.Exit(1)
 
 
-def _summary(report: IngestReport, where: Location, entries: int) -> None:
+def _summary(report: IngestReport) -> None:
     counts = ", ".join(
         f"{getattr(report, what)} {what}" for what in ("added", "replaced", "skipped", "failed")
     )
@@ -238,7 +234,6 @@ def _summary(report: IngestReport, where: Location, entries: int) -> None:
         typer.echo(f"mended: {report.mended} documents that an earlier run had left unfinished")
     if report.index:
         typer.echo(f"index: {report.index}")
-    typer.echo(f"datastore: {where}, {output.count(entries)} entries")
 
 
 def _dry_run(

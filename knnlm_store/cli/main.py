@@ -11,12 +11,15 @@ from knnlm_store.cli import (
     alias,
     copy,
     doctor,
+    documents,
     evaluate,
+    forget,
     generate,
     ingest,
     options,
     output,
     stores,
+    sync,
     tune,
 )
 from knnlm_store.errors import KnnlmError, UsageError
@@ -35,11 +38,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-MANAGE = "Datastores"
+MANAGE, CHANGE = "Datastores", "Documents"
 app.command(epilog=ingest.EXAMPLES)(ingest.ingest)
 app.command(name="eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(rich_help_panel=CHANGE, epilog=sync.ADD_EXAMPLES)(sync.add)
+app.command(rich_help_panel=CHANGE, epilog=sync.EXAMPLES)(sync.sync)
+app.command(rich_help_panel=CHANGE, epilog=forget.EXAMPLES)(forget.forget)
+app.command(rich_help_panel=CHANGE, epilog=documents.EXAMPLES)(documents.documents)
+app.command(rich_help_panel=CHANGE)(documents.history)
+app.command(rich_help_panel=CHANGE, epilog=documents.VERIFY_EXAMPLES)(documents.verify)
 app.command(rich_help_panel=MANAGE)(stores.ls)
 app.command(rich_help_panel=MANAGE)(stores.info)
 app.command(rich_help_panel=MANAGE, epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -90,6 +90,16 @@ BatchSize = Annotated[
     ),
 ]
 
+Source = Annotated[
+    str | None,
+    option(READING, "Name that groups these documents.", show_default="the folder's name"),
+]
+MetadataColumns = Annotated[
+    list[str] | None, option(READING, "Column kept with each document; may be repeated.")
+]
+Metadata = Annotated[
+    list[str] | None, option(READING, "KEY=VALUE kept with every document; may be repeated.")
+]
 TextColumn = Annotated[str, option(READING, "Column that holds the text.", "--text-column")]
 IdColumn = Annotated[str, option(READING, "Column that names the document.")]
 Include = Annotated[
@@ -166,6 +176,15 @@ BlendFrom = Annotated[
         MIXING,
         "Folder or file of text, neither ingested nor scored, to which the weights of a blend are "
         "fitted; may be repeated.",
+        show_default=False,
+    ),
+]
+TuneFrom = Annotated[
+    list[str] | None,
+    option(
+        MIXING,
+        "Folder or file of text, neither ingested nor scored, to which one mixture of all --store "
+        "is fitted, as tune does for one; may be repeated.",
         show_default=False,
     ),
 ]

@@ -42,6 +42,17 @@ def tell_error(error: KnnlmError) -> None:
         say(error.hint)
 
 
+def confirm(question: str) -> None:
+    """Ask, and raise KnnlmError unless the answer is yes."""
+    typer.echo(f"{question} [y/N]: ", err=True, nl=False)
+    answer = sys.stdin.readline()
+    if answer.strip().lower() in ("y", "yes"):
+        return
+    if not answer.endswith("\n"):  # nobody there to answer
+        say("")
+    raise KnnlmError("Nothing was removed.", hint="Add --yes to remove it without being asked.")
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout; infinities become null, which JSON can hold."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from knnlm_store.cli import options, output
 from knnlm_store.errors import (
-    KnnlmError,
     StoreCorrupt,
     StoreError,
     StoreMismatch,
@@ -119,7 +117,7 @@ def rm(
     backend = registry.connect(location)
     try:
         if not yes and _may_hold_entries(backend):
-            _confirm(f"Remove {location} and all its entries?")
+            output.confirm(f"Remove {location} and all its entries?")
         backend.drop()
     except StoreNotFound as error:
         error.hint = f"See what there is: knnlm-store ls {place_of(location)}"
@@ -127,17 +125,6 @@ def rm(
     finally:
         backend.close()
     typer.echo(f"removed {location}")
-
-
-def _confirm(question: str) -> None:
-    """Ask, and raise KnnlmError unless the answer is yes."""
-    typer.echo(f"{question} [y/N]: ", err=True, nl=False)
-    answer = sys.stdin.readline()
-    if answer.strip().lower() in ("y", "yes"):
-        return
-    if not answer.endswith("\n"):  # nobody there to answer
-        output.say("")
-    raise KnnlmError("Nothing was removed.", hint="Add --yes to remove it without being asked.")
 
 
 def _may_hold_entries(backend: VectorBackend) -> bool:

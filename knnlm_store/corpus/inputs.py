@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from knnlm_store.corpus.folders import Found, Walk, could_hold, fits, matches
 from knnlm_store.corpus.values import (
@@ -54,7 +55,17 @@ class Target:
         return f"{self.name}#{number}" if self.name else str(number)
 
 
-def plan(inputs: Sequence[str], options: ReadOptions) -> list[Target | Problem]:
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A source of which there is nothing to read; only where options say that this may be."""
+
+    source: str
+
+
+Item: TypeAlias = Target | Problem | Nothing
+
+
+def plan(inputs: Sequence[str], options: ReadOptions) -> list[Item]:
     """What the arguments name, in their order; problems stand where their files would.
 
     Raises CorpusError for an argument that names nothing, UsageError for one that cannot be
@@ -67,7 +78,14 @@ def plan(inputs: Sequence[str], options: ReadOptions) -> list[Target | Problem]:
     return list(_once(item for text in inputs for item in _resolve(text, options)))
 
 
-def _once(items: Iterable[Target | Problem]) -> Iterator[Target | Problem]:
+def may_be_a_part(text: str) -> bool:
+    """Whether an argument names one text, or files by a pattern, of a source that has more."""
+    if text == "-" or text.startswith(HUB) or os.path.isdir(text):
+        return False
+    return _kind(text) is Kind.TEXT or (glob.has_magic(text) and not os.path.exists(text))
+
+
+def _once(items: Iterable[Item]) -> Iterator[Item]:
     """Drop what was given before under the same name: overlapping arguments lose nothing."""
     seen: set[tuple[str, str, str]] = set()
     for item in items:
@@ -80,7 +98,7 @@ def _once(items: Iterable[Target | Problem]) -> Iterator[Target | Problem]:
         yield item
 
 
-def _resolve(text: str, options: ReadOptions) -> Iterable[Target | Problem]:
+def _resolve(text: str, options: ReadOptions) -> Iterable[Item]:
     if not text:
         raise UsageError("An input is empty.", hint="Name a folder, a file, a pattern, or -.")
     if text == "-":
@@ -90,7 +108,7 @@ def _resolve(text: str, options: ReadOptions) -> Iterable[Target | Problem]:
     return _path(text, options)
 
 
-def _path(text: str, options: ReadOptions) -> Iterable[Target | Problem]:
+def _path(text: str, options: ReadOptions) -> Iterable[Item]:
     try:
         status = os.stat(text)
     except (OSError, ValueError) as error:
@@ -145,7 +163,7 @@ def _file(path: str, size: int, options: ReadOptions) -> Target:
     return Target(kind, path, shown(path), options.source, name, size)
 
 
-def _folder(root: str, options: ReadOptions) -> list[Target | Problem]:
+def _folder(root: str, options: ReadOptions) -> list[Item]:
     walk = Walk(
         root,
         lambda path: _any(path, options.include) and not _any(path, options.exclude),
@@ -154,7 +172,7 @@ def _folder(root: str, options: ReadOptions) -> list[Target | Problem]:
     return _found(walk, root, root, options, f"Looked for {', '.join(options.include)}.")
 
 
-def _pattern(text: str, options: ReadOptions) -> list[Target | Problem]:
+def _pattern(text: str, options: ReadOptions) -> list[Item]:
     segments = text.split("/")
     fixed = next(i for i, segment in enumerate(segments) if glob.has_magic(segment))
     root = "/".join(segments[:fixed]) or ("/" if fixed else ".")
@@ -171,11 +189,11 @@ def _any(relative: str, patterns: Iterable[str]) -> bool:
     return any(matches(relative, pattern) for pattern in patterns)
 
 
-def _found(
-    walk: Walk, text: str, root: str, options: ReadOptions, hint: str
-) -> list[Target | Problem]:
+def _found(walk: Walk, text: str, root: str, options: ReadOptions, hint: str) -> list[Item]:
     if not walk.files:
         failed = [f" {p.where}: {p.what}" for p in walk.problems if p.failed]
+        if options.may_be_empty and not failed:
+            return [*walk.problems, Nothing(options.source or _folder_name(root))]
         raise CorpusError(f"{shown(text)} holds nothing to read.{''.join(failed[:1])}", hint=hint)
     source = options.source or _folder_name(root)
     targets = (_inside(root, found, source) for found in walk.files)

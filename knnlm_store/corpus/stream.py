@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from typing import Any, BinaryIO
 
-from knnlm_store.corpus.inputs import Kind, Target, plan
+from knnlm_store.corpus.inputs import Kind, Nothing, Target, plan
 from knnlm_store.corpus.readers import json_rows, text_document
 from knnlm_store.corpus.rows import documents
 from knnlm_store.corpus.tables import hub_rows, open_hub, parquet_rows
@@ -61,7 +61,7 @@ class Corpus:
     @property
     def sources(self) -> set[str]:
         """The sources that documents may come from."""
-        return {target.source for target in self._targets()}
+        return {item.source for item in self._plan if isinstance(item, Target | Nothing)}
 
     def __iter__(self) -> Iterator[Document | Problem]:
         self._complete = False
@@ -91,6 +91,8 @@ class Corpus:
 
     def _items(self) -> Iterator[tuple[str, Document | Problem]]:
         for target in self._plan:
+            if isinstance(target, Nothing):
+                continue
             if isinstance(target, Problem):
                 yield target.where, target
                 continue

@@ -67,6 +67,7 @@ class ReadOptions:
     encoding: of text files; JSON lines are UTF-8 by their standard.
     limit: stop after so many documents.
     stdin_format: what `-` is, one text or JSON lines.
+    may_be_empty: whether a folder or a pattern may name no file at all.
     """
 
     source: str | None = None
@@ -79,6 +80,7 @@ class ReadOptions:
     encoding: str = "utf-8"
     limit: int | None = None
     stdin_format: Literal["text", "jsonl"] = "text"
+    may_be_empty: bool = False
 
     def __post_init__(self) -> None:
         if self.source is not None:

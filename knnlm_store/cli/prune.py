@@ -1,0 +1,65 @@
+"""What `sync --prune` does once the source was read: forget what left it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from knnlm_store.cli import output
+
+if TYPE_CHECKING:
+    from knnlm_store.corpus import Corpus
+    from knnlm_store.datastore import Datastore
+    from knnlm_store.forgetting import ForgetReport
+    from knnlm_store.pruning import Leavers, Seen
+
+
+class Prune:
+    """Forgets the documents of a source that were not in a whole reading of it.
+
+    is_owed: whether something that may have left is still there.
+    """
+
+    def __init__(self, yes: bool) -> None:
+        from knnlm_store.pruning import Seen
+
+        self.seen: Seen = Seen()
+        self.is_owed = False
+        self._yes = yes
+
+    def run(self, store: Datastore, corpus: Corpus, *, quiet: bool) -> dict[str, Any]:
+        """Prune, tell of it unless quiet, and give it as a JSON-able object."""
+        from knnlm_store.forgetting import ForgetReport, forget
+        from knnlm_store.pruning import leavers
+
+        if not corpus.complete:
+            self.is_owed = True
+            output.say("Nothing was pruned: not everything of the source could be read.")
+            return {"pruned": ForgetReport().json()}
+        gone = leavers(store, corpus.sources, self.seen)
+        if gone.emptied and not self._yes:
+            output.confirm(_question(gone))
+        report = forget(store, gone.documents) if gone.documents else ForgetReport()
+        self.is_owed = bool(report.refused)
+        if not quiet:
+            tell(report, "pruned")
+        return {"pruned": report.json()}
+
+
+def _question(gone: Leavers) -> str:
+    names = ", ".join(gone.emptied)
+    count = sum(d.partition("/")[0] in gone.emptied for d in gone.documents)
+    return f"Nothing was found of {names}. Forget all {output.count(count)} documents of it?"
+
+
+def tell(report: ForgetReport, word: str) -> None:
+    """Say what was forgotten, and what was not."""
+    from knnlm_store.corpus.values import shown
+
+    typer.echo(
+        f"{word}: {output.count(len(report.documents))} documents, "
+        f"{output.count(report.entries)} entries"
+    )
+    for document in report.refused:
+        output.say(f"not forgotten, another process is writing it: {shown(document)}")

@@ -1,0 +1,206 @@
+"""Documents that are to be forgotten: which they are, their going, and the proof of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from knnlm_store import calibrated, history, intents
+from knnlm_store.backend import Compactable, Indexed
+from knnlm_store.calibration import forget_temperature
+from knnlm_store.catalog import Catalog
+from knnlm_store.datastore import Datastore
+from knnlm_store.documents import DocumentRecord
+from knnlm_store.errors import StoreError, UsageError
+from knnlm_store.retry import retrying
+from knnlm_store.values import DocumentFilter, Float32
+
+_AT_ONCE = 256  # documents that are claimed and removed together
+_SAMPLED, _KEYS, _K = 64, 8, 16  # documents whose keys are searched for, keys of each, neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What is left of forgotten documents: counts, all 0 if nothing is.
+
+    by_id: entries whose id is one of theirs, among all entries of the datastore. by_filter: what a
+    count by document gives. by_search: neighbours that are theirs, in searches for `keys` of their
+    own keys, with and without a filter. records: of theirs in the catalog.
+    """
+
+    by_id: int
+    by_filter: int
+    by_search: int
+    records: int
+    keys: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is left."""
+        return not (self.by_id or self.by_filter or self.by_search or self.records)
+
+
+@dataclass
+class ForgetReport:
+    """What a run forgot. refused: ids of documents that another process is writing."""
+
+    documents: list[str] = field(default_factory=list)
+    entries: int = 0
+    refused: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    proof: Proof | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Give the report as one JSON-able object."""
+        proof = None if self.proof is None else asdict(self.proof) | {"holds": self.proof.holds}
+        return asdict(self) | {"proof": proof}
+
+
+def choose(
+    store: Datastore, ids: Iterable[str] = (), where: Mapping[str, str] | None = None
+) -> list[str]:
+    """Find the documents that are meant, by id, or by `where`; sorted ids.
+
+    where: pairs that must all fit: `source`, or a key of the metadata, with its value as text. A
+    document that a killed run left half written can be named by its id. Raises UsageError where
+    nothing is named, StoreError for an id that is not there, or where no document fits.
+    """
+    ids = set(ids)
+    if bool(ids) == bool(where):
+        raise UsageError(
+            "Name documents, or say which by --where, but not both.",
+            hint="For example: knnlm-store forget law/a.txt --store STORE",
+        )
+    documents = {document.id: document for document in store.documents()}
+    if where:
+        chosen = sorted(d.id for d in documents.values() if fits(d, where))
+        if not chosen:
+            said = ", ".join(f"{key}={value}" for key, value in where.items())
+            raise StoreError(
+                f"No document in {store.location} has {said}.",
+                hint=f"See what there is: knnlm-store documents {store.location}",
+            )
+        return chosen
+    for unknown in sorted(
+        ids - documents.keys() - {i.document for i in intents.scan(store.backend)}
+    ):
+        raise not_there(store, unknown, documents)
+    return sorted(ids)
+
+
+def fits(document: DocumentRecord, where: Mapping[str, str]) -> bool:
+    """Whether a document's source and metadata are as `where` says."""
+    known = {key: str(value) for key, value in document.metadata.items()}
+    known["source"] = document.source
+    return all(known.get(key) == value for key, value in where.items())
+
+
+def not_there(store: Datastore, unknown: str, documents: Iterable[str]) -> StoreError:
+    """Make the error for a document that the datastore does not hold."""
+    near = get_close_matches(unknown, list(documents), n=3, cutoff=0.6)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return StoreError(
+        f"There is no document {unknown!r} in {store.location}.{meant}",
+        hint=f"See what there is: knnlm-store documents {store.location}",
+    )
+
+
+def forget(
+    store: Datastore,
+    documents: Sequence[str],
+    *,
+    verify: bool = False,
+    patience: float | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> ForgetReport:
+    """Remove documents and all their entries; what it returned from, no LATEST search finds.
+
+    Killed at any instant, the next run of anything that writes finishes what was begun. verify:
+    prove it; costs a scan of all entries. patience: seconds to wait for another writer of one of
+    them. Raises what the backend raises once retries are used up.
+    """
+    started, report = time.monotonic(), ForgetReport()
+    catalog: Catalog = retrying()(Catalog, store.backend)
+    records = [known for d in documents if (known := catalog.get(d)) is not None]
+    sample = _keys(store, records) if verify else None
+    retrying()(forget_temperature, store)
+    for start in range(0, len(documents), _AT_ONCE):
+        if stop():
+            break
+        group = documents[start : start + _AT_ONCE]
+        refused = retrying()(catalog.forget, group, patience)
+        report.refused += sorted(refused)
+        report.documents += [document for document in group if document not in refused]
+        progress(len(report.documents), len(documents))
+    gone = [record for record in records if record.id in set(report.documents)]
+    report.entries = sum(record.version.tokens for record in gone)
+    retrying()(forget_temperature, store)  # a reader may have taken it meanwhile
+    report.seconds = time.monotonic() - started
+    history.note(
+        store.backend,
+        "forget",
+        report.seconds,
+        forgotten=len(report.documents),
+        entries=report.entries,
+    )
+    if sample is not None:
+        report.proof = _prove(store, gone, sample)
+    return report
+
+
+def _keys(store: Datastore, records: Sequence[DocumentRecord]) -> Float32:
+    """Some keys of some of the documents, float32 `[n, d]`."""
+    step = max(1, len(records) // _SAMPLED)
+    found = [np.empty((0, store.manifest.key_dimension), np.float32)]
+    for record in records[::step][:_SAMPLED]:
+        numbers = [record.version.number]
+        for entries in store.backend.scan(with_keys=True, documents=numbers, batch_size=1024):
+            found.append(entries.keys[:: max(1, len(entries) // _KEYS)][:_KEYS])
+            break
+    return np.concatenate(found)
+
+
+def _prove(store: Datastore, gone: Sequence[DocumentRecord], keys: Float32) -> Proof:
+    """Look for what is left, in every way there is to find it."""
+    backend = store.backend
+    versions = sorted((record.version for record in gone), key=lambda version: version.number)
+    numbers = np.array([version.number for version in versions], np.int64)
+    if not len(numbers):
+        return Proof(0, 0, 0, 0, 0)
+    ends = numbers + np.array([version.tokens for version in versions], np.int64)
+    by_id = by_search = 0
+    for entries in backend.scan():
+        place = np.searchsorted(numbers, entries.ids, side="right") - 1  # -1 before the first
+        by_id += int(((place >= 0) & (entries.ids < ends[place])).sum())
+    for within in (None, DocumentFilter.keeping(numbers)):
+        found = backend.search(keys, _K, within=within)
+        by_search += int(np.isin(found.documents, numbers).sum())
+    left = {record.id for record in gone} & {document.id for document in store.documents()}
+    return Proof(by_id, backend.count(numbers), by_search, len(left), len(keys))
+
+
+def remains(store: Datastore) -> list[str]:
+    """Say what may still hold something of documents that were forgotten, a sentence each."""
+    backend, where = store.backend, store.location
+    told = ["Backups, snapshots, exports and copies made before still hold what was forgotten."]
+    if isinstance(backend, Compactable):
+        told.append(f"Its bytes leave the disk with: knnlm-store compact {where}")
+    elif backend.remote:
+        told.append("The server takes deleted entries off its disks by itself, in its own time.")
+    if isinstance(backend, Indexed) and not backend.describe_index().startswith("exact"):
+        told.append(
+            "The index was shaped by it as well"
+            + ("; compact builds it anew." if isinstance(backend, Compactable) else ".")
+        )
+    if backend.get_records([calibrated.RECORD]):
+        told.append(
+            "The calibration was fitted while it was there; to fit it anew: "
+            f"knnlm-store tune {where} TEXT"
+        )
+    return told
