@@ -89,7 +89,7 @@ def choose(
     for unknown in sorted(
         ids - documents.keys() - {i.document for i in intents.scan(store.backend)}
     ):
-        raise not_there(store, unknown, documents)
+        raise not_there([store], unknown, documents)
     return sorted(ids)
 
 
@@ -100,13 +100,13 @@ def fits(document: DocumentRecord, where: Mapping[str, str]) -> bool:
     return all(known.get(key) == value for key, value in where.items())
 
 
-def not_there(store: Datastore, unknown: str, documents: Iterable[str]) -> StoreError:
-    """Make the error for a document that the datastore does not hold."""
+def not_there(stores: Sequence[Datastore], unknown: str, documents: Iterable[str]) -> StoreError:
+    """Make the error for a document that none of the datastores holds; documents: that they do."""
     near = get_close_matches(unknown, list(documents), n=3, cutoff=0.6)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
     return StoreError(
-        f"There is no document {unknown!r} in {store.location}.{meant}",
-        hint=f"See what there is: knnlm-store documents {store.location}",
+        f"There is no document {unknown!r} in {places}.",
+        hint=f"{meant}See what there is: knnlm-store documents {stores[0].location}",
     )
 
 

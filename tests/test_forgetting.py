@@ -174,8 +174,9 @@ def test_chosen_by_source_and_metadata(shared_model: LanguageModel) -> None:
 
 def test_what_cannot_be_chosen(store: Datastore) -> None:
     before = held(store)
-    with pytest.raises(StoreError, match=r"There is no document 's/aa' in .* Did you mean s/a"):
+    with pytest.raises(StoreError, match=r"There is no document 's/aa' in memory:\.") as error:
         choose(store, ["s/a", "s/aa"])
+    assert error.value.hint.startswith("Did you mean s/a? See what there is: ")
     for arguments in ({}, {"ids": ["s/a"], "where": {"source": "s"}}):
         with pytest.raises(UsageError, match="not both"):
             choose(store, **arguments)  # type: ignore[arg-type]
