@@ -104,6 +104,7 @@ def not_there(stores: Sequence[Datastore], unknown: str, documents: Iterable[str
     """Make the error for a document that none of the datastores holds; documents: that they do."""
     near = get_close_matches(unknown, list(documents), n=3, cutoff=0.6)
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    places = " + ".join(str(store.location) for store in stores)
     return StoreError(
         f"There is no document {unknown!r} in {places}.",
         hint=f"{meant}See what there is: knnlm-store documents {stores[0].location}",
