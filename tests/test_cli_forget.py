@@ -65,7 +65,8 @@ def test_by_what_was_said_at_ingest() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        (["law/A.txt"], 1, f"There is no document 'law/A.txt' in {STORE}. Did you mean law/a.txt?",
+        (["law/A.txt"], 1, f"There is no document 'law/A.txt' in {STORE}.",
+         "Did you mean law/a.txt or law/deep/c.txt? "
          f"See what there is: knnlm-store documents {STORE}"),
         (["law/a.txt", "nothing"], 1, f"There is no document 'nothing' in {STORE}.",
          f"See what there is: knnlm-store documents {STORE}"),
