@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from knnlm_store.corpus import Document, Problem
-from knnlm_store.errors import CorpusError
+from knnlm_store.errors import CorpusError, UsageError
 from knnlm_store.interpolation import Float64, mix, target_log_probs
 from knnlm_store.mixture import Mixture
 from knnlm_store.models import LanguageModel
@@ -35,19 +35,29 @@ def fit_blend(
     for batch in batches(_windows(corpus, model), batch_tokens or model.window):
         scored = score_batch(model, batch)
         answers = [part._replace(weight=1.0) for part in blend.search(scored.keys)]
-        each = [_log_probs(scored, [part]) for part in answers]
+        each = [score_parts(scored, [part]) for part in answers]
         rows.append(np.stack([*each, scored.log_probs], axis=1))
     if not rows:
         raise CorpusError("There was no text to fit on.", hint="Name files that hold text.")
     return best_weights(np.concatenate(rows))[:-1]
 
 
+def as_blend(source: Searchable | Blend, mixture: Mixture | None) -> Blend:
+    """Give what is mixed in as a blend; a datastore or a pool is one of a single part."""
+    if isinstance(source, Blend) and mixture is None:
+        return source
+    if isinstance(source, Blend) or mixture is None:
+        raise UsageError("A datastore needs a mixture; a blend has its own.")
+    return Blend([(source, mixture)], [1.0])
+
+
 def score_blend(scored: Scored, blend: Blend) -> Float64:
     """Log p of each target under a blend, float64 `[q]`."""
-    return _log_probs(scored, blend.search(scored.keys))
+    return score_parts(scored, blend.search(scored.keys))
 
 
-def _log_probs(scored: Scored, parts: Sequence[Answered]) -> Float64:
+def score_parts(scored: Scored, parts: Sequence[Answered]) -> Float64:
+    """Log p of each target, float64 `[q]`, where the parts found this."""
     weighed = weigh([part[1:] for part in parts], [scored.evidence(p.found) for p in parts])
     log_knn = target_log_probs(weighed.log_shares, weighed.tokens, scored.targets)
     return mix(log_knn, scored.log_probs, weighed.lmbda)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from knnlm_store.blending import score_blend
+from knnlm_store.blending import as_blend, score_blend
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.errors import CorpusError, UsageError
 from knnlm_store.interpolation import Float64, mix, target_log_probs
@@ -119,7 +119,7 @@ def evaluate(
     The searches of a forward pass are one batch. Raises CorpusError if nothing could be scored,
     and what the backend raises: an evaluation never falls back to the plain model.
     """
-    blend = _blend(store, mixture)
+    blend = as_blend(store, mixture)
     result = Evaluation()
     for scored in _passes(corpus, model, result, batch_tokens, progress):
         result.scores.mixture_nll -= float(score_blend(scored, blend).sum())
@@ -173,14 +173,6 @@ def _passes(
         progress(result)
     if not result.scores.tokens:
         raise CorpusError("There was no text to score.", hint="Name files that hold text.")
-
-
-def _blend(store: Searchable | Blend, mixture: Mixture | None) -> Blend:
-    if isinstance(store, Blend) and mixture is None:
-        return store
-    if isinstance(store, Blend) or mixture is None:
-        raise UsageError("A datastore is evaluated with a mixture, a blend with its own.")
-    return Blend([(store, mixture)], [1.0])
 
 
 def score(evidence: Evidence, targets: Int64, target_log_lm: Float64, mixture: Mixture) -> Float64:

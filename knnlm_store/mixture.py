@@ -41,15 +41,17 @@ class Evidence:
         A neighbour whose token the model rules out (-inf: suppressed, or beyond the vocabulary)
         counts as not found: a datastore cannot bring such a token back.
         """
-        distances, tokens = found.distances, found.tokens
-        ruled_out = np.isneginf(log_lm)
-        if (ruled_out & np.isfinite(distances)).any():
-            distances = np.where(ruled_out, np.float32(np.inf), distances)
-            order = np.argsort(distances, axis=1, kind="stable")
-            distances = np.take_along_axis(distances, order, axis=1)
-            tokens = np.take_along_axis(tokens, order, axis=1)
-            log_lm = np.take_along_axis(log_lm, order, axis=1)
-        return cls(distances, tokens, log_lm, entropy, top)
+        order = usable_first(found, log_lm)
+        if order is None:
+            return cls(found.distances, found.tokens, log_lm, entropy, top)
+        distances = np.where(np.isneginf(log_lm), np.float32(np.inf), found.distances)
+        return cls(
+            np.take_along_axis(distances, order, axis=1),
+            np.take_along_axis(found.tokens, order, axis=1),
+            np.take_along_axis(log_lm, order, axis=1),
+            entropy,
+            top,
+        )
 
     @property
     def found(self) -> Int64:
@@ -76,6 +78,18 @@ class Evidence:
         return Evidence(
             self.distances[:, :k], self.tokens[:, :k], self.log_lm[:, :k], self.entropy, self.top
         )
+
+
+def usable_first(found: Neighbours, log_lm: Float64) -> Int64 | None:
+    """Columns of each row, int64 `[q, k]`, in the order that Evidence has them; None: as they are.
+
+    Neighbours whose token the model rules out come last. log_lm: as Evidence.of takes it.
+    """
+    ruled_out = np.isneginf(log_lm)
+    if not (ruled_out & np.isfinite(found.distances)).any():
+        return None
+    distances = np.where(ruled_out, np.float32(np.inf), found.distances)
+    return np.argsort(distances, axis=1, kind="stable")
 
 
 class LambdaPolicy(Protocol):

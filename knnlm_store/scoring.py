@@ -41,13 +41,16 @@ class Scored:
 
     def evidence(self, found: Neighbours) -> Evidence:
         """Put the neighbours of `keys` beside the model's view of them."""
+        return Evidence.of(found, self.log_lm(found), self.entropy, self.top)
+
+    def log_lm(self, found: Neighbours) -> Float64:
+        """Log p_LM of each neighbour's token, float64 `[q, k]`; see Evidence."""
         width = self._logits.shape[1]
         device = self._logits.device
         known = torch.from_numpy(np.clip(found.tokens, 0, width - 1)).to(device)
         at_tokens = to_float64(_gather(self._logits, known) - self._totals)
         strange = (found.tokens < 0) | (found.tokens >= width)
-        log_lm = np.where(strange, -np.inf, at_tokens)
-        return Evidence.of(found, log_lm, self.entropy, self.top)
+        return np.where(strange, -np.inf, at_tokens)
 
 
 @torch.inference_mode()

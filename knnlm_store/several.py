@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -79,15 +79,28 @@ class Pool:
         Remote datastores are searched at the same time; where one fails, the search fails. Of
         equal distances the datastore named first comes first. See VectorBackend.search.
         """
+        filters = [within] * len(self.stores)
+        found = self.search_each(queries, k, within=filters, freshness=freshness, timeout=timeout)
+        return merged(found, k)
+
+    def search_each(
+        self,
+        queries: Float32,
+        k: int,
+        *,
+        within: Sequence[DocumentFilter | None],
+        freshness: Freshness = Freshness.LATEST,
+        timeout: float | None = None,
+    ) -> list[Neighbours]:
+        """Find the k nearest entries of each, `[q, k]`; within: a filter for each."""
         keys = self.stores[0].keys(queries)
         searches = [
             partial(
-                store.backend.search, keys, k, within=within, freshness=freshness, timeout=timeout
+                store.backend.search, keys, k, within=mine, freshness=freshness, timeout=timeout
             )
-            for store in self.stores
+            for store, mine in zip(self.stores, within, strict=True)
         ]
-        remote = [store.backend.remote for store in self.stores]
-        return merged(together(searches, remote), k)
+        return together(searches, [store.backend.remote for store in self.stores])
 
     def close(self) -> None:
         """Close every datastore."""
@@ -204,14 +217,15 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
     """The k nearest of several searches of the same queries; the first named wins a tie."""
     if len(found) == 1:
         return found[0].padded(k)
+    names = ("distances", "tokens", "documents", "positions")
+    whole = (np.concatenate([getattr(each, name) for each in found], axis=1) for name in names)
+    return Neighbours(*whole).taken(nearest_columns(found, k)).padded(k)
+
+
+def nearest_columns(found: Sequence[Neighbours], k: int) -> Int64:
+    """Which columns of several searches side by side are the k nearest, int64 `[q, k]`."""
     distances = np.concatenate([each.distances for each in found], axis=1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-
-    def picked(name: str) -> Any:
-        whole = np.concatenate([getattr(each, name) for each in found], axis=1)
-        return np.take_along_axis(whole, order, axis=1)
-
-    return Neighbours(*map(picked, ("distances", "tokens", "documents", "positions"))).padded(k)
+    return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
 def together(calls: Sequence[Callable[[], T]], remote: Sequence[bool]) -> list[T]:

@@ -189,9 +189,12 @@ class Neighbours:
         distances = np.maximum(self.distances.astype(np.float32, copy=False), 0)
         if (distances[:, 1:] >= distances[:, :-1]).all():
             return replace(self, distances=distances)
-        order = np.argsort(distances, axis=1)
-        rows = np.arange(len(order))[:, None]
-        return replace(self, distances=distances)._each(lambda array: array[rows, order])
+        return replace(self, distances=distances).taken(np.argsort(distances, axis=1))
+
+    def taken(self, columns: Int64) -> Neighbours:
+        """Take these columns of each row, int64 `[q, n]`, in this order."""
+        rows = np.arange(len(columns))[:, None]
+        return self._each(lambda array: array[rows, columns])
 
     def padded(self, k: int) -> Neighbours:
         """Cut or pad each row to k columns."""

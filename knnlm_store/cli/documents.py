@@ -143,7 +143,7 @@ def _versions(store: Datastore, name: str, json: bool) -> None:
 
     known = {document.id: document for document in store.documents()}
     if name not in known:
-        raise not_there(store, name, known)
+        raise not_there([store], name, known)
     found = known[name]
     if json:
         output.print_json({"store": str(store.location)} | _described(found))
