@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,22 @@ from knnlm_store.models import LanguageModel
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have a file's tests run in one process, and all that may need Milvus in the same one.
+
+    A machine takes one Milvus server of ours, and starting it takes its time.
+    """
+    for item in items:
+        module = getattr(item, "module", None)
+        of_milvus = hasattr(module, "own_server") or "milvus" in item.path.name
+        item.add_marker(pytest.mark.xdist_group("milvus" if of_milvus else item.path.name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
-    torch.set_num_threads(2)
+    """As many as there are cores, in all processes together."""
+    torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="session")
