@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,17 @@ from knnlm_store.errors import StoreCorrupt, StoreMismatch, UsageError
 from knnlm_store.gate import Gate
 from knnlm_store.interpolation import Float64
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
-from knnlm_store.policies import Bucketed, Ratio
+from knnlm_store.policies import Bucketed, Damped, Ratio
 
 RECORD = "calibration"
+PLAIN = "plain"
+"""What is chosen where no policy pays: lambda 0."""
 GROWTH = 0.2
 """Share by which a datastore may grow before its calibration is called old."""
 
-_FORMAT = 1
+_FORMAT = 2
 _AGAIN = "Fit it again with knnlm-store tune, or do without it: --lmbda 0.25"
+_PROBE = "calibration-probe"
 _MODEL = ("model", "precision", "key", "tokenizer", "transform")
 
 
@@ -37,7 +40,8 @@ class Calibration:
     """Mixtures, one a family of policies, and what they were fitted on.
 
     chosen: the one to use. model: fields of the manifest it belongs to. index: how the backend
-    searched. entries: that the datastore held. figures: what was measured, for reports.
+    searched, storage: how it kept keys; "" where an early version did not note it. entries: that
+    the datastore held. figures: what was measured, for reports.
     """
 
     mixtures: Mapping[str, Mixture]
@@ -47,6 +51,7 @@ class Calibration:
     entries: int
     created: str
     figures: Mapping[str, Any] = field(default_factory=dict)
+    storage: str = ""
 
     @classmethod
     def of(
@@ -66,6 +71,7 @@ class Calibration:
             store.backend.count(),
             created,
             figures,
+            store.backend.spec().storage,
         )
 
     def write(self, store: Datastore) -> None:
@@ -76,6 +82,7 @@ class Calibration:
             "chosen": self.chosen,
             "model": dict(self.model),
             "index": self.index,
+            "storage": self.storage,
             "entries": self.entries,
             "created": self.created,
             "figures": dict(self.figures),
@@ -107,6 +114,7 @@ class Calibration:
             mixtures = {name: _mixture_from_json(v) for name, v in body["mixtures"].items()}
             names = ("chosen", "model", "index", "entries", "created", "figures")
             calibration = cls(mixtures, *(body[name] for name in names))
+            calibration = replace(calibration, storage=body.get("storage", ""))
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise StoreCorrupt(
                 f"The calibration of {store.location} is not what `tune` wrote.",
@@ -132,6 +140,8 @@ class Calibration:
 
     def describe(self) -> str:
         """Say in a line what is used, and since when."""
+        if self.mixture.is_plain:
+            return f"the plain model, of {self.created}: the datastore did not pay"
         return (
             f"{self.chosen}, k {self.mixture.k}, temperature {self.mixture.temperature:.4g}, "
             f"of {self.created}"
@@ -145,11 +155,12 @@ class Calibration:
                 f"{store.location} has grown from {self.entries:,} to {entries:,} entries since it "
                 "was calibrated; knnlm-store tune fits it again."
             )
-        kind = describe_index(store)
-        if kind.split()[0] != self.index.split()[0]:
+        index, storage = describe_index(store), store.backend.spec().storage
+        if _kind(index) != _kind(self.index) or self.storage not in ("", storage):
+            was = f"{self.index}, {self.storage or 'unknown'} keys"
             return (
-                f"{store.location} was searched otherwise when it was calibrated ({self.index}, "
-                f"now {kind}); knnlm-store tune fits it again."
+                f"{store.location} was searched otherwise when it was calibrated ({was}; now "
+                f"{index}, {storage} keys); knnlm-store tune fits it again."
             )
         return None
 
@@ -158,6 +169,17 @@ def describe_index(store: Datastore) -> str:
     """Say how the backend searches."""
     backend = store.backend
     return backend.describe_index() if isinstance(backend, Indexed) else "exact"
+
+
+def _kind(index: str) -> str:
+    """Cut off what an index covers, which grows with the datastore."""
+    return index.partition(" ")[0]
+
+
+def require_writable(store: Datastore) -> None:
+    """Raise what the backend raises where a calibration could not be kept; leaves nothing."""
+    store.backend.put_records({_PROBE: b"{}"})
+    store.backend.delete_records([_PROBE])
 
 
 def _mixture_to_json(mixture: Mixture) -> dict[str, Any]:
@@ -179,6 +201,8 @@ def policy_to_json(policy: LambdaPolicy) -> dict[str, Any]:
             return {"name": policy.name, "alpha": alpha, "tau": tau}
         case Bucketed(edges=edges, lambdas=lambdas):
             return {"name": policy.name, "edges": _text(edges), "lambdas": _text(lambdas)}
+        case Damped(policy=inner, share=share):
+            return {"name": "damped", "share": share, "policy": policy_to_json(inner)}
         case Gate():
             return {
                 "name": policy.name,
@@ -203,6 +227,8 @@ def policy_from_json(values: Mapping[str, Any]) -> LambdaPolicy:
             return Ratio(float(values["alpha"]), float(values["tau"]))
         case "bucketed":
             return Bucketed(_array(values["edges"]), _array(values["lambdas"]))
+        case "damped":
+            return Damped(policy_from_json(values["policy"]), float(values["share"]))
         case "learned":
             layers = tuple(
                 (_array(each["weights"]).reshape(each["shape"]), _array(each["bias"]))

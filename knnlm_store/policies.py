@@ -1,4 +1,4 @@
-"""Lambda that follows the evidence: by nearest distance, or by how near stands to far."""
+"""Lambda that follows the evidence: by nearest distance, or by how near stands to far; and less."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from knnlm_store.errors import UsageError
 from knnlm_store.interpolation import Float64
-from knnlm_store.mixture import Evidence
+from knnlm_store.mixture import Evidence, Fixed, LambdaPolicy
 from knnlm_store.values import Float32
 
 RATIO_ALPHA, RATIO_TAU = 0.2, 0.1
@@ -64,6 +64,47 @@ class Ratio:
         x = (near_over_far(evidence) - self.alpha) / self.tau
         result: Float64 = (1 / (1 + np.exp(np.minimum(x, 700))))[:, None]
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Damped:
+    """Another policy, trusting neighbours only a `share` as much.
+
+    p is then that share of the policy's mixture, and for the rest the plain model's.
+    """
+
+    policy: LambdaPolicy
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(f"A policy is damped to a share in 0..1, not {self.share}.")
+
+    @property
+    def name(self) -> str:
+        """That of the policy."""
+        return self.policy.name
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Those of the policy."""
+        return self.policy.scales
+
+    def __call__(self, evidence: Evidence) -> Float64:
+        """Give the policy's weights, less, `[q, len(scales)]`."""
+        return self.share * self.policy(evidence)
+
+
+def damped(policy: LambdaPolicy, share: float) -> LambdaPolicy:
+    """Have a policy trust neighbours a share as much; one of constants stays one of its kind."""
+    match policy:
+        case _ if share == 1:
+            return policy
+        case Fixed(lmbda=lmbda):
+            return Fixed(share * lmbda)
+        case Bucketed(edges=edges, lambdas=lambdas):
+            return Bucketed(edges, share * lambdas)
+    return Damped(policy, share)
 
 
 def nearest(distances: Float32) -> Float64:

@@ -19,6 +19,7 @@ from knnlm_store.errors import StoreCorrupt, StoreMismatch
 from knnlm_store.interpolation import Float64
 from knnlm_store.mixture import Evidence, Fixed, Mixture
 from knnlm_store.models import LanguageModel
+from knnlm_store.policies import Damped
 from tests.ingest_support import some_entries
 from tests.tuning_support import MIXTURES, calibration, of_entries
 
@@ -61,10 +62,10 @@ def test_read_as_written_to_the_bit(store: Datastore) -> None:
         assert policy_to_json(again.policy) == policy_to_json(mixture.policy)
     assert read.mixtures["bucketed"].policy.edges.tolist() == [1e-300, 1 / 7, 2.0**70]  # type: ignore[attr-defined]
     assert read.mixture is read.mixtures["bucketed"]
-    for field in ("chosen", "model", "index", "entries", "created", "figures"):
+    for field in ("chosen", "model", "index", "storage", "entries", "created", "figures"):
         assert getattr(read, field) == getattr(written, field)
     assert read.entries == store.backend.count() == 300
-    assert read.index == "exact"
+    assert (read.index, read.storage) == ("exact", "float32")
     first = record(store)
     read.write(store)
     assert record(store) == first
@@ -77,7 +78,7 @@ def test_read_as_written_to_the_bit(store: Datastore) -> None:
 def test_nothing_in_it_can_run(store: Datastore) -> None:
     """It is JSON; nobody else's policy can get in."""
     calibration(store).write(store)
-    assert json.loads(record(store))["format"] == 1
+    assert json.loads(record(store))["format"] == 2
 
     class Mine:
         name, scales = "mine", (1.0,)
@@ -90,6 +91,19 @@ def test_nothing_in_it_can_run(store: Datastore) -> None:
     with pytest.raises(TypeError, match="policy of type Mine"):
         strange.write(store)
     assert record(store) == before
+
+
+def test_a_damped_policy_is_kept_with_what_it_damps(store: Datastore) -> None:
+    policies = {name: Damped(each.policy, 1 / 3) for name, each in MIXTURES.items()}
+    mixtures = {name: replace(MIXTURES[name], policy=each) for name, each in policies.items()}
+    replace(calibration(store), mixtures=mixtures).write(store)
+    read = Calibration.read(store)
+    assert read is not None
+    for name, policy in policies.items():
+        assert policy_to_json(read.mixtures[name].policy) == policy_to_json(policy)
+        again = read.mixtures[name].policy
+        assert isinstance(again, Damped)
+        assert (again.share, again.name) == (1 / 3, name)
 
 
 # -- refusing -------------------------------------------------------------------------------------
@@ -154,7 +168,7 @@ def test_arrays_that_are_none(store: Datastore, edges: object) -> None:
 
 def test_a_newer_format(store: Datastore) -> None:
     """Whatever else it holds: nothing of it is read."""
-    put(store, json.dumps({"format": 2, "digest": "of another kind"}).encode())
+    put(store, json.dumps({"format": 3, "digest": "of another kind"}).encode())
     with pytest.raises(StoreMismatch) as caught:
         settle(store)
     assert str(caught.value) == "The calibration of memory: was written by a newer version."
@@ -192,3 +206,46 @@ def test_growth_is_told(store: Datastore) -> None:
         "memory: has grown from 300 to 361 entries since it was calibrated; "
         "knnlm-store tune fits it again."
     )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_told"),
+    [
+        (("exact", "float32"), "exact (no index built yet)", False),
+        (("IVF256", "float32"), "IVF256 over 1,500 entries, else exact", False),
+        (("IVF256", "float32"), "exact", True),
+        (("exact", "float32"), "HNSW16", True),
+        (("exact", "float16"), "exact", True),  # keys were rounded otherwise
+        (("exact", ""), "exact", False),  # nobody noted it
+    ],
+)
+def test_another_index_or_storage_is_told(
+    store: Datastore,
+    monkeypatch: pytest.MonkeyPatch,
+    was: tuple[str, str],
+    now: str,
+    is_told: bool,
+) -> None:
+    index, storage = was
+    replace(calibration(store), index=index, storage=storage).write(store)
+    monkeypatch.setattr("knnlm_store.calibrated.describe_index", lambda _: now)
+    settled = settle(store)
+    assert settled.calibrated
+    told = (
+        f"memory: was searched otherwise when it was calibrated ({index}, {storage} keys; now "
+        f"{now}, float32 keys); knnlm-store tune fits it again."
+    )
+    assert settled.note == (told if is_told else None)
+
+
+def test_one_written_before_storage_was_noted(store: Datastore) -> None:
+    """It is read as ever."""
+    from knnlm_store.calibrated import _digest
+
+    calibration(store).write(store)
+    body = json.loads(record(store)) | {"format": 1}
+    del body["digest"], body["storage"]
+    put(store, json.dumps(body | {"digest": _digest(body)}).encode())
+    settled = settle(store)
+    assert settled.calibrated
+    assert settled.note is None

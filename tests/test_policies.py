@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from knnlm_store.errors import UsageError
 from knnlm_store.evaluation import score
-from knnlm_store.interpolation import Float64
+from knnlm_store.interpolation import Float64, mix
 from knnlm_store.mixing import entropy_and_top, mix_rows
 from knnlm_store.mixture import Evidence, Fixed, LambdaPolicy, Mixture
-from knnlm_store.policies import Bucketed, Ratio, near_over_far, nearest
+from knnlm_store.policies import Bucketed, Damped, Ratio, damped, near_over_far, nearest
 from knnlm_store.tuning.sample import Sample
 from knnlm_store.values import Neighbours
-from tests.tuning_support import dense, evidence, neighbours
+from tests.tuning_support import MIXTURES, dense, evidence, near_and_far, neighbours
 
 INF = float("inf")
 
@@ -115,6 +115,27 @@ def test_lambda_lies_in_0_to_1(distances: list[float], alpha: float, tau: float)
             assert np.exp(log_shares).sum() == pytest.approx(1)
         else:
             assert lmbda[0] == 0
+
+
+# -- damping --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_damped_policy_mixes_its_mixture_with_the_model(
+    family: str, rng: np.random.Generator
+) -> None:
+    sample = near_and_far(rng)
+    mixture = replace(MIXTURES[family], temperature=1.0)
+    for share in (0.0, 0.3, 1.0):
+        less = replace(mixture, policy=damped(mixture.policy, share))
+        expected = mix(sample.log_p(mixture), sample.log_lm, np.asarray(share))
+        np.testing.assert_allclose(sample.log_p(less), expected, rtol=1e-12)
+        assert less.policy.name == family
+        assert less.policy.scales == mixture.policy.scales
+        assert type(less.policy) is type(mixture.policy) or family in ("ratio", "learned")
+    assert damped(mixture.policy, 1.0) is mixture.policy
+    with pytest.raises(UsageError, match=r"a share in 0\.\.1, not 1\.1"):
+        Damped(mixture.policy, 1.1)
 
 
 # -- evidence -------------------------------------------------------------------------------------
