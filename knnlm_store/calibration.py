@@ -49,6 +49,30 @@ class Settled:
     temperature_from_data: bool = False
     note: str | None = None
 
+    @property
+    def as_tuned(self) -> str | None:
+        """Say in a line what a calibration decided; None if it did not."""
+        if not self.calibrated:
+            return None
+        if self.mixture.is_plain:
+            return "as tuned: the plain model; this datastore did not pay on held-out text"
+        return (
+            f"as tuned: {self.mixture.policy.name} policy, k {self.mixture.k}, temperature "
+            f"{self.mixture.temperature:.4g}"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Give the mixture's settings and their origin as a JSON-able object."""
+        origin = "datastore" if self.temperature_from_data else "user"
+        return {
+            "k": self.mixture.k,
+            "temperature": self.mixture.temperature,
+            "temperature_from": "calibration" if self.calibrated else origin,
+            "lmbda": getattr(self.mixture.policy, "lmbda", None),
+            "policy": self.mixture.policy.name,
+            "calibrated": self.calibrated,
+        }
+
 
 def default_mixture(
     store: Datastore,
@@ -60,9 +84,18 @@ def default_mixture(
 ) -> Mixture:
     """Fill in what the user did not say; see `settle`. What should be known of it is logged."""
     settled = settle(store, k=k, temperature=temperature, lmbda=lmbda, policy=policy)
+    log_settled(store, settled)
+    return settled.mixture
+
+
+def log_settled(store: Datastore, settled: Settled) -> None:
+    """Log that a calibration is used, and what should be known of it."""
+    if settled.as_tuned:
+        # who expects the datastore to speak must hear that it does not
+        level = logging.WARNING if settled.mixture.is_plain else logging.INFO
+        _log.log(level, "%s: %s", store.location, settled.as_tuned)
     if settled.note:
         _log.warning(settled.note)
-    return settled.mixture
 
 
 def settle(
@@ -75,10 +108,11 @@ def settle(
 ) -> Settled:
     """Decide how neighbours are mixed in.
 
-    Where nothing is said: as calibrated, or else by the ratio rule at k 1024 and the datastore's
-    own temperature. `lmbda` makes it fixed. `policy` names one of POLICIES; a calibration's own k
-    and temperature go with it, unless others are given. Raises UsageError for what cannot be
-    right, StoreCorrupt and StoreMismatch for a calibration that cannot be used.
+    Where nothing is said: as calibrated, which is the plain model where `tune` found nothing that
+    pays, or else by the ratio rule at k 1024 and the datastore's own temperature. `lmbda` makes
+    it fixed. `policy` names one of POLICIES; a calibration's own k and temperature go with it,
+    unless others are given. Raises UsageError for what cannot be right, StoreCorrupt and
+    StoreMismatch for a calibration that cannot be used.
     """
     _check(policy, k, temperature, lmbda)
     calibration = Calibration.read(store) if lmbda is None else None

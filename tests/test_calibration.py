@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from knnlm_store import intents
+from knnlm_store.calibrated import Calibration
 from knnlm_store.calibration import (
     DEFAULT_K,
     DEFAULT_LMBDA,
@@ -20,7 +21,7 @@ from knnlm_store.calibration import (
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import StoreCorrupt, StoreNotWritable, UsageError
 from knnlm_store.ingest import ingest
-from knnlm_store.mixture import Fixed
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.policies import Ratio
 from knnlm_store.values import Entries, Float32
@@ -217,3 +218,23 @@ def test_a_datastore_that_cannot_be_written(
         monkeypatch.setattr(store.backend, "put_records", refuse)
         assert default_mixture(store).temperature == estimate_temperature(store)
         assert stored_temperature(store) is None
+
+
+def test_a_calibration_in_use_is_logged(
+    memory_store: Datastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From Python too: at INFO, and louder where it makes the datastore keep silent."""
+    caplog.set_level("INFO", "knnlm_store")
+    default_mixture(memory_store, temperature=1.0)
+    assert caplog.records == []
+    for policy, level, said in (
+        (Ratio(), "INFO", "as tuned: ratio policy, k 8, temperature 0.5"),
+        (Fixed(0.0), "WARNING", "as tuned: the plain model; this datastore did not pay on "),
+    ):
+        mixtures = {"mine": Mixture(8, 0.5, policy)}
+        Calibration.of(memory_store, mixtures, "mine", "", {}).write(memory_store)
+        assert default_mixture(memory_store) == mixtures["mine"]
+        assert caplog.records[-1].levelname == level
+        assert caplog.records[-1].getMessage().startswith(f"memory:: {said}")
+        default_mixture(memory_store, lmbda=0.1, temperature=1.0)
+    assert len(caplog.records) == 2
