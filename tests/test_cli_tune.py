@@ -111,12 +111,16 @@ def test_json_shape() -> None:
     assert set(report) == {
         "store",
         "chosen",
+        "pays",
         "k",
         "temperature",
         "policies",
         "groups",
+        "measured",
         "perplexity_by_k",
         "tokens",
+        "available",
+        "notes",
         "warnings",
     }
     assert report["store"] == STORE
@@ -125,8 +129,10 @@ def test_json_shape() -> None:
     assert set(report["policies"]["ratio"]) == {
         "k",
         "temperature",
+        "share",
         "valid",
         "foreign_over_plain",
+        "foreign",
         "test",
     }
     assert set(report["policies"]["plain"]["test"]) == {"perplexity", "helped", "hurt"}
@@ -139,20 +145,26 @@ def test_json_shape() -> None:
     assert "test" not in untested["policies"]["plain"]
 
 
-def test_summary_for_people() -> None:
-    said = ["valid", "--test", "test", "--max-tokens", 600]
+def test_summary_for_people(place: Path) -> None:
+    """With a report beside it, which says the same."""
+    said = ["valid", "--test", "test", "--max-tokens", 600, "--max-test-tokens", 500]
     report = tune(*said, "--json").json()
-    lines = tune(*said).out.splitlines()
+    lines = tune(*said, "--report", "out.html").out.splitlines()
+    page = (place / "out.html").read_text(encoding="utf-8")
+    assert f"<title>Calibration of {STORE}</title>" in page
     assert lines[0].split() == ["policy", "validation", "foreign", "text", "test", "helped", "hurt"]
-    for line, (name, row) in zip(lines[1:5], report["policies"].items(), strict=True):
+    assert lines[1].split() == ["tokens", "600", "400", "500"]
+    for line, (name, row) in zip(lines[2:6], report["policies"].items(), strict=True):
         words = line.split()
         assert words[:2] == [name, f"{row['valid']['perplexity']:,.3f}"]
         assert f"{row['test']['perplexity']:,.3f}" in words
+        assert f"<td>{row['test']['perplexity']:,.3f}</td>" in page
         if name != "plain":
             assert words[2] == f"{100 * (row['foreign_over_plain'] - 1):+.2f}"
             assert words[-2:] == [f"{100 * row['test']['hurt']:.0f}", "%"]
-    assert "gain by frequency, nats a token" in lines
-    assert "gain by overlap, nats a token" in lines
+    assert "500 of 550 tokens of the test text were used, from 5 of 5 documents." in lines
+    assert "gain by frequency, nats a token: test tokens" in lines
+    assert "gain by overlap, nats a token: test tokens" in lines
     assert any(re.fullmatch(r"  none +[+-]\d\.\d{3} +\d+ tokens", line) for line in lines)
     assert lines[-1] == (
         f"chosen: {report['chosen']}, k {report['k']}, temperature {report['temperature']:.4g}; "
@@ -160,20 +172,42 @@ def test_summary_for_people() -> None:
     )
 
 
+def test_a_report_that_cannot_be_written() -> None:
+    """It is told before anything is read."""
+    assert tune("valid", "--report", "none/out.html").failure() == (
+        2,
+        "There is no folder none for the report.",
+        "mkdir -p none",
+    )
+    assert kept() is None
+
+
 def test_a_datastore_that_never_helps() -> None:
-    """Nothing is kept; exit code 1 says so to a script, a sentence to a reader."""
-    done = tune("valid", "--max-tokens", 600, store=STRANGER)
+    """The plain model is kept; exit code 1 says so to a script, a sentence to a reader."""
+    done = tune("valid", "--max-tokens", 600, "--report", "out.html", store=STRANGER)
     assert done.code == 1
     assert done.out.splitlines()[-1] == (
-        "No policy helps this text: none is kept. Lambda 0 is best here."
+        "No policy pays on held-out text: eval and generate use the plain model from now on, but "
+        "for --policy or --lmbda."
     )
     assert done.err == ""
-    assert kept(STRANGER) is None
+    assert "No policy pays on held-out text" in Path("out.html").read_text(encoding="utf-8")
+    calibration = kept(STRANGER)
+    assert calibration is not None
+    assert calibration.mixture.is_plain
     as_json = tune("valid", "--max-tokens", 600, "--json", store=STRANGER)
     assert as_json.code == 1
-    assert json.loads(as_json.out)["chosen"] is None
-    ran = run("eval", "--store", STRANGER, "test")
-    assert ran.err.startswith("not tuned: ratio policy")
+    told = json.loads(as_json.out)
+    assert (told["chosen"], told["pays"]) == ("plain", False)
+    said = "as tuned: the plain model; this datastore did not pay on held-out text"
+    ran = run("eval", "--store", STRANGER, "test", "--json")
+    assert ran.err.splitlines() == [said]
+    assert ran.json()["mixture"]["nll"] == ran.json()["plain"]["nll"]
+    assert run("generate", "--store", STRANGER, "--max-new-tokens", 1, "x").err.startswith(said)
+    assert "the plain model, of 20" in run("info", STRANGER).out
+    ratio = run("eval", "--store", STRANGER, "test", "--policy", "ratio", "--json")
+    assert ratio.json()["settings"]["policy"] == "ratio"
+    assert ratio.json()["mixture"]["nll"] != ratio.json()["plain"]["nll"]
 
 
 def test_contamination_is_told(place: Path) -> None:
@@ -253,9 +287,12 @@ def test_where_there_is_no_datastore() -> None:
 
 
 def test_summary_without_text_to_score() -> None:
+    """Who is helped and hurt is read off folds that the policies were not fitted to."""
     lines = tune("valid", "--max-tokens", 600).out.splitlines()
-    assert lines[0].split() == ["policy", "validation", "foreign", "text"]
-    assert len(lines[1].split()) == 2
+    assert lines[0].split() == ["policy", "validation", "foreign", "text", "helped", "hurt"]
+    assert len(lines[2].split()) == 2
+    assert len(lines[3].split()) == 8
+    assert "gain by overlap, nats a token: validation tokens (held-out folds)" in lines
     assert lines[-1].startswith("chosen: ")
 
 

@@ -7,26 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
-from knnlm_store.tuning.choice import (
-    _STEPS,
-    FAMILIES,
-    HARM,
-    Choice,
-    _folds,
-    _judge,
-    best,
-    choose,
-    choose_k,
-)
-from knnlm_store.tuning.families import Candidate
+from knnlm_store.mixture import Fixed, Mixture
+from knnlm_store.policies import Bucketed
+from knnlm_store.tuning.choice import _STEPS, FAMILIES, Choice, best, choose, choose_k
+from knnlm_store.tuning.judging import HARM
 from knnlm_store.tuning.sample import Sample, joined
-from knnlm_store.tuning.table import Table
-from knnlm_store.values import Int64
-from tests.tuning_support import made, near_and_far, one_thread, table_of
+from tests.tuning_support import made, near_and_far, one_thread
 
 INF = float("inf")
 
@@ -87,72 +74,6 @@ def test_neighbours_that_never_help(rng: np.random.Generator) -> None:
     assert list(perplexities.values()) == pytest.approx([np.exp(3.0)] * 4)
 
 
-# -- folds ----------------------------------------------------------------------------------------
-
-
-@given(
-    st.lists(st.integers(1, 60), min_size=8, max_size=40),
-    st.lists(st.integers(1, 60), min_size=1, max_size=12),
-    st.integers(0, 9),
-)
-@settings(max_examples=60, deadline=None)
-def test_folds_share_no_document(sizes: list[int], foreign: list[int], seed: int) -> None:
-    everything = [*sizes, *foreign]
-    documents = np.repeat(np.arange(len(everything)), everything)
-    is_home = np.arange(len(documents)) < sum(sizes)
-    folds = _folds(documents, is_home, seed)
-    assert len(folds) == 4
-    assert sorted(np.concatenate(folds).tolist()) == list(range(len(documents)))
-    of_home = [set(documents[fold[is_home[fold]]].tolist()) for fold in folds]
-    assert all(of_home)
-    assert sum(map(len, of_home)) == len(sizes)
-    counts = [int(is_home[fold].sum()) for fold in folds]
-    assert max(counts) - min(counts) <= max(sizes)
-    if len(foreign) >= 8:
-        of_foreign = [set(documents[fold[~is_home[fold]]].tolist()) for fold in folds]
-        assert sum(map(len, of_foreign)) == len(foreign)
-
-
-def test_folds_follow_the_seed() -> None:
-    documents, is_home = np.repeat(np.arange(20), 5), np.ones(100, bool)
-    first = [fold.tolist() for fold in _folds(documents, is_home, 1)]
-    assert [fold.tolist() for fold in _folds(documents, is_home, 1)] == first
-    assert [fold.tolist() for fold in _folds(documents, is_home, 2)] != first
-
-
-@pytest.mark.parametrize("documents", [1, 2, 5])
-def test_few_documents_are_cut(rng: np.random.Generator, documents: int) -> None:
-    """Whatever foreign text there is: each fold leaves most of the text to fit on."""
-    home = made(rng, 200, near=1, right=0.9, documents=documents)
-    foreign = made(rng, 150, near=9, right=0.0, documents=15)
-    both = joined([home, foreign])
-    is_home = np.arange(350) < 200
-    folds = _folds(both.documents, is_home, 0)
-    assert [int(is_home[fold].sum()) for fold in folds] == [50] * 4
-    (fixed,) = (c for c in choose(home, foreign, 8, 1.0) if c.family == "fixed")
-    assert fixed.home < 2.0 < 3.0  # the plain model's
-
-
-def test_each_is_judged_where_it_was_not_fitted(home: Sample) -> None:
-    table = table_of(home)
-    documents = home.documents
-    fitted: list[Int64] = []
-
-    def fit(table: Table, rows: Int64) -> LambdaPolicy:
-        fitted.append(rows)
-        return Fixed(0.1 * len(fitted))
-
-    folds = _folds(documents, table.home, 0)
-    score, harm = _judge(table, Candidate("mine", 2.0, fit), folds)
-    expected = np.empty(len(home))
-    for number, (rows, fold) in enumerate(zip(fitted, folds, strict=True)):
-        assert not set(documents[rows]) & set(documents[fold])
-        assert len(rows) + len(fold) == len(home)
-        expected[fold] = home[fold].log_p(Mixture(8, 2.0, Fixed(0.1 * (number + 1))))
-    assert score == pytest.approx(-expected.mean())
-    assert harm == 0.0
-
-
 # -- what is tried --------------------------------------------------------------------------------
 
 
@@ -166,6 +87,9 @@ def test_every_family_is_fitted_and_judged(home: Sample) -> None:
     for choice in choices:
         assert choice.mixture.k == 8
         assert choice.mixture.policy.name == choice.family
+        assert choice.share == 1.0
+        assert choice.log_p.shape == (600,)
+        assert -choice.log_p.mean() == pytest.approx(choice.home, rel=1e-12)
         on_all = -home.log_p(choice.mixture).mean()
         assert choice.home == pytest.approx(on_all, abs=0.1)
     picked = best(choices, 3.0)
@@ -200,9 +124,32 @@ def test_a_gate_keeps_silent_on_foreign_text() -> None:
     gate = by_name["learned"]
     assert gate.harm < 0.05
     assert gate.home < 1.5
-    picked = best(choices, 3.0)
-    assert picked is not None
-    assert picked.harm == min(choice.harm for choice in choices if choice.home < 3.0)
+    assert best(choices, 3.0) is gate
+
+
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, values in {"BUCKETS": (8,), "ALPHAS": (0.2,), "TAUS": (0.1,)}.items():
+        monkeypatch.setattr(f"knnlm_store.tuning.choice.{name}", values)
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_what_harms_is_damped_until_it_does_not(rng: np.random.Generator) -> None:
+    """To the bound and no further; the policy that is kept is as much less as was judged."""
+    home = made(rng, 600, near=1.0, right=0.6)
+    foreign = made(rng, 300, near=1.0, right=0.05, agreed=True)
+    fixed, bucketed, ratio = choose(home, foreign, 8, 1.0)
+    assert fixed.share == 1.0
+    assert fixed.harm > 10 * HARM
+    for each in (bucketed, ratio):
+        assert 0 < each.share < 1
+        assert 0.99 * HARM < np.expm1(each.harm) <= HARM * (1 + 1e-9)
+        assert each.home < 3.0
+    as_kept = (foreign.log_lm - foreign.log_p(ratio.mixture)).mean()  # there is nothing to fit
+    assert as_kept == pytest.approx(ratio.harm, rel=1e-6)
+    assert isinstance(bucketed.mixture.policy, Bucketed)
+    assert bucketed.mixture.policy.lambdas.max() < bucketed.share
+    assert best([fixed, bucketed, ratio], 3.0) in (bucketed, ratio)
 
 
 # -- the pick -------------------------------------------------------------------------------------
@@ -218,9 +165,9 @@ def choice(family: str, home: float, harm: float) -> Choice:
         ([("a", 2.9, 0.0), ("b", 2.5, 0.0), ("c", 2.7, 0.0)], "b"),
         ([("a", 2.9, 0.0), ("b", 2.5, 0.02)], "a"),  # the better one does harm
         ([("a", 2.9, -0.1), ("b", 2.5, float(np.log1p(HARM)))], "b"),
-        ([("a", 2.9, 0.3), ("b", 2.5, 0.4)], "a"),  # all do: the least
+        ([("a", 2.9, 0.3), ("b", 2.5, 0.4)], None),  # all do
         ([("a", 3.0, 0.0), ("b", 3.1, -1.0)], None),  # none pays
-        ([("a", 3.0, 0.0), ("b", 2.9, 0.5)], "b"),
+        ([("a", 3.0, 0.0), ("b", 2.9, 0.5)], None),
         ([("a", float("nan"), 0.0), ("b", INF, 0.0)], None),
         ([], None),
     ],
@@ -235,3 +182,23 @@ def test_the_best_without_harm(
 def test_a_useless_datastore_gives_none(rng: np.random.Generator) -> None:
     home, foreign = made(rng, 300, near=1, right=0), made(rng, 300, near=1, right=0)
     assert best(choose(home, foreign, 8, 1.0), 3.0) is None
+
+
+def test_a_gain_within_its_error_does_not_pay() -> None:
+    some = [
+        Choice("sure", Mixture(1, 1.0, Fixed(0.1)), 2.95, 0.0, margin=0.04),
+        Choice("unsure", Mixture(1, 1.0, Fixed(0.1)), 2.90, 0.0, margin=0.11),
+    ]
+    picked = best(some, 3.0)
+    assert picked is not None
+    assert picked.family == "sure"
+    assert best(some[1:], 3.0) is None
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_luck_does_not_pay() -> None:
+    """Neighbours that are right as often as the model itself: some policy seems to gain."""
+    home = made(np.random.default_rng(1), 300, near=1, right=0.06, documents=30)
+    choices = choose(home, None, 8, 1.0)
+    assert min(each.home for each in choices) < 3.0
+    assert best(choices, 3.0) is None

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knnlm_store.memory import MemoryBackend
 from knnlm_store.mixture import Evidence
-from knnlm_store.tuning.figures import Contents, by_group, summary
+from knnlm_store.tuning.figures import Contents, by_group, gains, summary
 from knnlm_store.tuning.sample import Sample
 from knnlm_store.values import Entries, Float32
 from tests.ingest_support import bare
 
 
-def contents(documents: list[list[int]]) -> Contents:
-    """Of a datastore with these documents, written out of order; between ids lie gaps."""
+def filled(documents: list[list[int]]) -> MemoryBackend:
+    """A datastore with these documents, written out of order; between ids lie gaps."""
     backend = bare()
     for number, tokens in reversed(list(enumerate(documents))):
         n = len(tokens)
@@ -24,7 +25,11 @@ def contents(documents: list[list[int]]) -> Contents:
         # the next document begins one unused id after this one's last
         start = sum(map(len, documents[:number])) + number
         backend.upsert(Entries(keys, np.array(tokens, np.int64), positions * 0 + start, positions))
-    return Contents(backend)
+    return backend
+
+
+def contents(documents: list[list[int]]) -> Contents:
+    return Contents(filled(documents))
 
 
 def sample(documents: list[list[int]]) -> Sample:
@@ -144,3 +149,16 @@ def test_gain_by_group() -> None:
         "last": {"tokens": 1, "gain": -0.5},
         "no": {"tokens": 0, "gain": 0.0},
     }
+
+
+def test_a_datastore_too_large_is_not_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No group at all, rather than that no token overlaps."""
+    backend, text = filled([[1, 2, 3, 4, 5]]), sample([[1, 2, 3, 4]])
+    log_p = np.array([0.0, 0.1, 0.2, 0.3])
+    found = gains(backend, text, log_p)
+    assert found["overlap"]["ends 4 tokens found there"] == {"tokens": 1, "gain": 0.3}
+    assert found["frequency"]["1 to 9"] == {"tokens": 4, "gain": pytest.approx(0.15)}
+    monkeypatch.setattr("knnlm_store.tuning.figures.LARGEST", 4)
+    monkeypatch.setattr(backend, "scan", None)
+    monkeypatch.setattr(backend, "count", lambda: 5)
+    assert gains(backend, text, log_p) == {}

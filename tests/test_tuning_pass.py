@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from knnlm_store.corpus import Problem
+from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.evaluation import evaluate
 from knnlm_store.mixture import Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.policies import Ratio
 from knnlm_store.tuning.cache import Reading, cached
+from knnlm_store.tuning.known import contamination
 from knnlm_store.tuning.tune import tune
 from tests.ingest_support import document, prose
 from tests.tuning_support import (
@@ -62,6 +63,25 @@ def test_documents_that_are_in_the_datastore(shared_model: LanguageModel, store:
     ]
 
 
+def test_a_document_that_is_there_does_not_hide_copies_in_others(
+    shared_model: LanguageModel, store: Datastore
+) -> None:
+    same = document("same", BRIEF["known3"])
+    longer = document("longer", BRIEF["known5"] + " and then something else")
+
+    def found(*documents: Document) -> list[str]:
+        reading = Reading()
+        sample = cached(documents, shared_model, store, 1, reading, most=900)
+        return contamination(store, sample, reading, "test", 1e-3)
+
+    first, second = found(same, longer)
+    assert first == ("1 of 2 test documents are in the datastore (s/same); the figures flatter it.")
+    assert second.endswith(
+        "% of the other test tokens have an exact copy in the datastore; the figures flatter it."
+    )
+    assert found(same, *texts(TEST)) == [first.replace("of 2", "of 6")]
+
+
 def test_copies_within_other_documents(shared_model: LanguageModel) -> None:
     """The same contexts by their keys, where digests tell nothing."""
     long = {"a": prose(77, 120)}
@@ -105,6 +125,23 @@ def test_one_row_a_token_in_the_order_of_the_text(
     scores = evaluate(some[:3], shared_model, store, mixture).scores
     three = found[0][found[0].documents < 3]
     assert -three.log_p(mixture).sum() == pytest.approx(scores.mixture_nll, rel=1e-4)
+
+
+def test_a_long_document_leaves_room_for_the_others(
+    shared_model: LanguageModel, store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where there is no end of text, it is not read to the end."""
+    some, reading = [document("long", prose(5, 2000)), *texts(VALID)[:3]], Reading()
+    sample = cached(some, shared_model, store, 2, reading, most=600)
+    assert np.bincount(sample.documents).tolist() == [270, 110, 110, 110]
+    assert (reading.documents, reading.available, reading.is_cut) == (4, 2330, False)
+    expected = [*shared_model.encode(some[0].text)[:270], *shared_model.encode(some[1].text)]
+    assert sample.targets[:380].tolist() == expected
+    monkeypatch.setattr("knnlm_store.tuning.cache._READ", 3)
+    unread, first = iter([*some, *texts(TEST)]), Reading()
+    cached(unread, shared_model, store, 2, first, most=600)
+    assert (first.documents, first.available, first.is_cut) == (1, 2000, True)
+    assert [d.id for d in unread] == ["s/valid1", "s/valid2", *(d.id for d in texts(TEST))]
 
 
 def test_a_document_that_comes_twice(shared_model: LanguageModel, store: Datastore) -> None:

@@ -121,11 +121,20 @@ def test_page_is_for_light_and_dark(case: Case) -> None:
 
 
 def test_nothing_chosen_is_said(case: Case) -> None:
-    tuned = replace(case.tuned, calibration=None, groups={})
+    """What is kept is the plain model, which is marked."""
+    kept = case.tuned.calibration
+    assert kept is not None
+    plain = {"plain": Mixture(K, START, Fixed(0.0))}
+    tuned = replace(
+        case.tuned, calibration=replace(kept, mixtures=plain, chosen="plain"), groups={}
+    )
     shown = pictures(case.home, case.choices, None, START)
     page = render(tuned, shown)
-    assert "No policy helps" in page
-    assert "marked" not in page.partition("</style>")[2]
+    assert "No policy pays" in page
+    assert "Chosen: " not in page
+    root = ElementTree.fromstring(page)
+    marked = [row for row in root.iter("tr") if row.get("class") == "marked"]
+    assert [the_text(row[0]) for row in marked] == ["plain", str(K)]
     assert {m["name"] for m in marks(page, "dot") if "name" in m} == {"plain"}
 
 

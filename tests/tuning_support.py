@@ -56,10 +56,11 @@ def filled(lm: LanguageModel, of: dict[str, str], uri: str = "memory:") -> Datas
 
 @contextmanager
 def little_foreign(tokens: int = 400) -> Iterator[None]:
-    """Look at less foreign text, which is long for a tokenizer of bytes, and try 8 buckets only."""
+    """Look at less foreign text, which is long for a tokenizer of bytes, and try less."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("knnlm_store.tuning.tune.MOST_FOREIGN", tokens)
-        patch.setattr("knnlm_store.tuning.choice.BUCKETS", (8,))
+        for name, values in {"BUCKETS": (8,), "ALPHAS": (0.1, 0.3), "TAUS": (0.1, 0.3)}.items():
+            patch.setattr(f"knnlm_store.tuning.choice.{name}", values)
         yield
 
 

@@ -36,8 +36,16 @@ def tune(
         ),
     ] = None,
     max_tokens: Annotated[
-        int, options.option(TUNING, "Tokens of each text that are used, at most.", min=500)
+        int,
+        options.option(
+            TUNING,
+            "Tokens of the validation text that are used, at most: as many of each document.",
+            min=500,
+        ),
     ] = 30_000,
+    max_test_tokens: Annotated[
+        int, options.option(TUNING, "The same of the text that is only scored.", min=1)
+    ] = 100_000,
     k: Annotated[
         int,
         options.option(TUNING, "The largest number of neighbours that is tried.", "--k", min=1),
@@ -64,6 +72,7 @@ def tune(
     Finds the number of neighbours, the temperature and lambda that follows the evidence, and keeps
     them in the datastore: eval and generate use them from then on. Text that the datastore is not
     for, which ships with the program, is looked at as well, so that it learns to keep silent.
+    Where nothing pays, they use the plain model, and the exit code is 1.
     """
     from knnlm_store.corpus import Corpus
     from knnlm_store.tuning.report import check_place, render, write
@@ -97,6 +106,7 @@ def tune(
             held_out,
             k=k,
             most=max_tokens,
+            most_test=max_test_tokens,
             batch_tokens=tokens,
             draw=report is not None,
         )
@@ -109,7 +119,7 @@ def tune(
     if report is not None and tuned.pictures is not None:
         write(report, render(tuned, tuned.pictures, str(where)))
     output.tell_problems(tuned.problems)
-    if tuned.calibration is None:
+    if not tuned.pays:
         raise typer.Exit(1)
 
 
@@ -147,30 +157,49 @@ def _run(
 
 
 def _summary(tuned: Tuned) -> None:
-    scored = "test" in tuned.rows["plain"]
-    row = "{:<10}{:>14}{:>14}".format
-    head = row("policy", "validation", "foreign text")
-    typer.echo(head + ("{:>10}{:>9}{:>8}".format("test", "helped", "hurt") if scored else ""))
-    for name, values in tuned.rows.items():
-        foreign = f"{100 * (values['foreign_over_plain'] - 1):+.2f} %" if name != "plain" else ""
-        line = row(name, f"{values['valid']['perplexity']:,.3f}", foreign)
-        if scored:
-            figures = values["test"]
-            line += f"{figures['perplexity']:>10,.3f}"
-            if name != "plain":
-                line += f"{100 * figures['helped']:>7.0f} %{100 * figures['hurt']:>6.0f} %"
-        typer.echo(line)
+    _policies(tuned)
+    for note in tuned.notes:
+        typer.echo(note)
     for name, groups in tuned.groups.items():
-        typer.echo(f"\ngain by {name}, nats a token")
+        typer.echo(f"\ngain by {name}, nats a token: {_TOKENS[tuned.measured]}")
         for group, values in groups.items():
             if values["tokens"]:
                 share = f"{output.count(values['tokens'])} tokens"
                 typer.echo(f"  {group:<28}{values['gain']:>+8.3f}{share:>16}")
-    if tuned.calibration is None:
-        typer.echo("\nNo policy helps this text: none is kept. Lambda 0 is best here.")
+    if tuned.calibration is None or not tuned.pays:
+        typer.echo(
+            "\nNo policy pays on held-out text: eval and generate use the plain model from now on, "
+            "but for --policy or --lmbda."
+        )
         return
     mixture = tuned.calibration.mixture
     typer.echo(
         f"\nchosen: {tuned.calibration.chosen}, k {mixture.k}, temperature "
         f"{mixture.temperature:.4g}; kept in the datastore"
+    )
+
+
+_TOKENS = {"valid": "validation tokens (held-out folds)", "test": "test tokens"}
+
+
+def _policies(tuned: Tuned) -> None:
+    """Show perplexities, and how many tokens they are of."""
+    texts = ["valid", "foreign", *(["test"] if tuned.measured == "test" else [])]
+    row = ("{:<10}" + "{:>14}" * len(texts) + "{:>9}{:>8}").format
+    heads = {"valid": "validation", "foreign": "foreign text", "test": "test"}
+    typer.echo(row("policy", *map(heads.get, texts), "helped", "hurt"))
+    counts = (f"{tuned.tokens[text]:,}" for text in texts)
+    typer.echo(row("tokens", *counts, "", "").rstrip())
+    for name, values in tuned.rows.items():
+        cells = [f"{values['valid']['perplexity']:,.3f}", ""]
+        shares = ["", ""]
+        if name != "plain":
+            cells[1] = f"{100 * (values['foreign_over_plain'] - 1):+.2f} %"
+            shares = [f"{100 * values[tuned.measured][what]:.0f} %" for what in ("helped", "hurt")]
+        if "test" in texts:
+            cells.append(f"{values['test']['perplexity']:,.3f}")
+        typer.echo(row(name, *cells, *shares).rstrip())
+    typer.echo(
+        f"helped, hurt: share of {_TOKENS[tuned.measured]} made likelier, unlikelier by over 1 %\n"
+        "foreign text: the kind that suffers most, under fits that did not see it"
     )

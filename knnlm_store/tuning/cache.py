@@ -8,22 +8,27 @@ from dataclasses import replace
 import numpy as np
 
 from knnlm_store.corpus import Document, Problem
-from knnlm_store.datastore import Datastore
 from knnlm_store.errors import CorpusError
 from knnlm_store.ingest import digest_of
 from knnlm_store.mixture import Evidence
 from knnlm_store.models import LanguageModel
 from knnlm_store.scoring import Scored, score_batch
+from knnlm_store.several import Searchable
+from knnlm_store.tuning.draw import shares
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.values import Int64
 from knnlm_store.windows import Window, batches, windows
+
+_READ = 100  # times what is looked at: text beyond that is not even read
 
 
 class Reading:
     """What a pass met besides tokens.
 
-    names: of the documents, in order. digests: of their texts, by name. problems: what could not
-    be read.
+    names: of the documents that are looked at, in order. digests: of their texts, by name.
+    problems: what could not be read. bytes_read, tokens: of these documents, so far. documents,
+    available: how many documents there were, and tokens in them; of a corpus that is_cut, in the
+    part that was read.
     """
 
     def __init__(self) -> None:
@@ -32,12 +37,15 @@ class Reading:
         self.problems: list[Problem] = []
         self.bytes_read = 0
         self.tokens = 0
+        self.documents = 0
+        self.available = 0
+        self.is_cut = False
 
 
 def cached(
     corpus: Iterable[Document | Problem],
     model: LanguageModel,
-    store: Datastore,
+    store: Searchable,
     k: int,
     reading: Reading,
     *,
@@ -45,10 +53,11 @@ def cached(
     batch_tokens: int | None = None,
     progress: Callable[[Reading], None] = lambda _: None,
 ) -> Sample:
-    """Score at most `most` tokens of a corpus and find k neighbours of each.
+    """Score at most `most` tokens of a corpus, an even share of each document (see draw.py).
 
-    Rows come in the order of the documents. Raises CorpusError if there was nothing to score,
-    and what the backend raises.
+    Finds k neighbours of each. Rows come in the order of the documents. Of a corpus without end
+    100 times as much is read. Raises CorpusError if there was nothing to score, and what the
+    backend raises.
     """
     parts: list[Sample] = []
     places: list[Int64] = []
@@ -70,20 +79,35 @@ def cached(
 def _windows(
     corpus: Iterable[Document | Problem], model: LanguageModel, reading: Reading, most: int
 ) -> Iterator[Window[int]]:
-    """Cut documents into windows, until there are `most` tokens."""
-    for item in corpus:
-        if isinstance(item, Problem):
-            reading.problems.append(item)
+    """Cut each document's share into windows."""
+    documents = list(_encoded(corpus, model, reading, most))
+    lengths = np.array([len(tokens) for _, tokens in documents], np.int64)
+    for (item, tokens), share in zip(documents, shares(lengths, most).tolist(), strict=True):
+        if not share:
             continue
-        tokens = model.encode(item.text)[: most - reading.tokens]
         reading.names.append(item.id)  # one may stand twice
         reading.digests[item.id] = digest_of(item)
         reading.bytes_read += item.size
-        reading.tokens += len(tokens)
+        reading.tokens += share
         owner = len(reading.names) - 1
-        yield from windows(owner, model.document_start, tokens, model.window)
-        if reading.tokens >= most:
+        yield from windows(owner, model.document_start, tokens[:share], model.window)
+
+
+def _encoded(
+    corpus: Iterable[Document | Problem], model: LanguageModel, reading: Reading, most: int
+) -> Iterator[tuple[Document, Int64]]:
+    """Read documents, until there is more than enough to draw from."""
+    for item in corpus:
+        if reading.available >= _READ * most:
+            reading.is_cut = True
             return
+        if isinstance(item, Problem):
+            reading.problems.append(item)
+            continue
+        tokens = model.encode(item.text)
+        reading.documents += 1
+        reading.available += len(tokens)
+        yield item, tokens
 
 
 def _compact(evidence: Evidence) -> Evidence:

@@ -15,8 +15,10 @@ from knnlm_store.values import Int64
 
 LENGTHS = (16, 8, 4)
 FREQUENCIES = (0, 10, 100, 1000, 10_000)
+LARGEST = 50_000_000
+"""Entries of a datastore whose contents are looked at: tokens and ids of all are held in memory."""
+
 _NOTICED = 0.01  # nats: less is neither help nor hurt
-_MOST = 50_000_000  # entries: beyond, nobody wants to wait for the n-grams
 
 
 def summary(log_p: Float64, log_lm: Float64) -> dict[str, float]:
@@ -41,8 +43,26 @@ def by_group(log_p: Float64, log_lm: Float64, groups: Mapping[str, Any]) -> dict
     }
 
 
+def gains(backend: VectorBackend, sample: Sample, log_p: Float64) -> dict[str, dict[str, Any]]:
+    """Gains by how often a token stands in a datastore, and by overlap; none beyond LARGEST.
+
+    log_p: of the sample's tokens, `[n]`.
+    """
+    if backend.count() > LARGEST:
+        return {}
+    contents = Contents(backend)
+    groups = {
+        "frequency": contents.frequencies(sample),
+        "overlap": contents.overlaps(sample),
+    }
+    return {name: by_group(log_p, sample.log_lm, each) for name, each in groups.items()}
+
+
 class Contents:
-    """Tokens of a datastore: how often each stands there, and which n-grams."""
+    """Tokens of a datastore: how often each stands there, and which n-grams.
+
+    Holds all of them; see LARGEST.
+    """
 
     def __init__(self, backend: VectorBackend) -> None:
         ids, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -72,7 +92,7 @@ class Contents:
         """Group tokens by the longest n-gram they end that stands in the datastore as well."""
         rest = np.ones(len(sample), dtype=bool)
         groups: dict[str, Any] = {}
-        for n in LENGTHS if len(self) <= _MOST else ():
+        for n in LENGTHS:
             there = np.unique(_hashes(self._tokens, np.diff(self._ids) == 1, n)[n - 1 :])
             asked = _hashes(sample.targets, np.diff(sample.documents) == 0, n)
             found = np.isin(asked, there) & (asked != 0) & rest

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knnlm_store.errors import UsageError
+from knnlm_store import pages
 from knnlm_store.tuning import sections
 from knnlm_store.tuning.markup import Markup, joined, table, tag
 from knnlm_store.tuning.page import page
@@ -29,63 +28,54 @@ def render(tuned: Tuned, pictures: Pictures, store: str = "") -> str:
         sections.landscape(pictures.landscape),
         sections.buckets(pictures.buckets) if pictures.buckets else "",
         sections.reliability(pictures.reliability, _measured(tuned)),
-        sections.gains(tuned.groups, _measured(tuned)),
+        sections.gains(tuned.groups, _grouped(tuned)),
         _neighbours(tuned.k, tuned),
     )
 
 
 def check_place(path: Path) -> None:
     """Raise UsageError if a report cannot be written there; nothing is written."""
-    if path.is_dir():
-        raise UsageError(
-            f"{path} is a folder, not a file for the report.",
-            hint=f"Name a file, such as {path / 'report.html'}.",
-        )
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"There is no folder {path.parent} for the report.", hint=f"mkdir -p {path.parent}"
-        )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(
-            f"The report cannot be written to {path}.", hint="Name a file in a folder of yours."
-        )
+    pages.check_place(path, "report")
 
 
 def write(path: Path, text: str) -> None:
     """Write a report. Raises UsageError if the file cannot be written after all."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"The report could not be written to {path}: {error.strerror}.",
-            hint="The calibration is kept; run it again with another --report.",
-        ) from error
+    kept = "The calibration is kept; run it again with another --report."
+    pages.write(path, text, "report", hint=kept)
+
+
+_TEST = "test text, which nothing was fitted to"
 
 
 def _measured(tuned: Tuned) -> str:
-    if "test" in tuned.tokens:
-        return "test text, which nothing was fitted to"
+    if tuned.measured == "test":
+        return _TEST
     return "validation text, which the policy was fitted to as well"
+
+
+def _grouped(tuned: Tuned) -> str:
+    if tuned.measured == "test":
+        return _TEST
+    return "validation text, each token under a policy that was fitted to other folds of it"
 
 
 def _summary(tuned: Tuned) -> Markup:
     kinds = {"valid": "validation"}
     read = ", ".join(f"{n:,} of {kinds.get(name, name)} text" for name, n in tuned.tokens.items())
     tokens = tag("p", f"Tokens looked at: {read}.", class_="soft")
+    notes = joined(*(tag("p", note, class_="soft") for note in tuned.notes))
     chosen = tuned.calibration
-    if chosen is None:
-        return joined(
-            tag(
-                "p",
-                "No policy helps this text: the plain model is best here, and no policy is kept.",
-            ),
-            tokens,
-        )
+    if chosen is None or not tuned.pays:
+        told = "No policy pays on held-out text: eval and generate use the plain model."
+        return joined(tag("p", told), tokens, notes)
     row, plain = tuned.rows[chosen.chosen], tuned.rows["plain"]
     text = "test" if "test" in row else "valid"
     before, after = plain[text]["perplexity"], row[text]["perplexity"]
     kind = "test text" if text == "test" else "held-out folds of the validation text"
-    made = f"{chosen.created}, to {chosen.entries:,} entries (index: {chosen.index})"
+    made = (
+        f"{chosen.created}, to {chosen.entries:,} entries (index: {chosen.index}, keys: "
+        f"{chosen.storage})"
+    )
     model = ", ".join(f"{name} {value}" for name, value in chosen.model.items() if value)
     return joined(
         tag(
@@ -98,6 +88,7 @@ def _summary(tuned: Tuned) -> Markup:
             f" instead of {before:,.3f} ({change(after, before)}).",
         ),
         tokens,
+        notes,
         tag("p", f"Fitted {made}; for {model}.", class_="soft"),
     )
 
@@ -106,9 +97,9 @@ def _policies(tuned: Tuned) -> Markup:
     scored = "test" in tuned.rows["plain"]
     plain = tuned.rows["plain"]["valid"]["perplexity"]
     head = ["policy", "validation", "against plain", "foreign text"]
-    head += ["test", "helped", "hurt"] if scored else []
+    head += [*(["test"] if scored else []), "helped", "hurt"]
     chosen = tuned.calibration.chosen if tuned.calibration else None
-    rows = [_policy(name, values, plain, scored) for name, values in tuned.rows.items()]
+    rows = [_policy(name, values, plain, tuned.measured) for name, values in tuned.rows.items()]
     names = list(tuned.rows)
     return joined(
         tag("h2", "Policies"),
@@ -116,23 +107,25 @@ def _policies(tuned: Tuned) -> Markup:
             "p",
             "Perplexity. Validation: each token under a policy that was fitted to the other folds "
             "of the text. Foreign text: how much harder text becomes that the datastore is not "
-            "for. Helped, hurt: share of test tokens made likelier, unlikelier by over 1 %.",
+            "for, of the kind that suffers most, under policies that did not see that kind. "
+            f"Helped, hurt: share of {'test' if scored else 'validation'} tokens made likelier, "
+            "unlikelier by over 1 %.",
         ),
         table("Policies", head, rows, names.index(chosen) if chosen in names else None),
     )
 
 
-def _policy(name: str, values: dict[str, Any], plain: float, scored: bool) -> list[object]:
+def _policy(name: str, values: dict[str, Any], plain: float, measured: str) -> list[object]:
     valid = values["valid"]["perplexity"]
     row: list[object] = [name, f"{valid:,.3f}"]
     if name == "plain":
         row += ["", ""]
     else:
         row += [change(valid, plain), percent(values["foreign_over_plain"] - 1, 2)]
-    if scored:
-        test = values["test"]
-        row.append(f"{test['perplexity']:,.3f}")
-        row += [f"{100 * test[what]:.0f} %" if name != "plain" else "" for what in _TURNED]
+    if measured == "test":
+        row.append(f"{values['test']['perplexity']:,.3f}")
+    shares = values[measured]
+    row += [f"{100 * shares[what]:.0f} %" if name != "plain" else "" for what in _TURNED]
     return row
 
 
