@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +18,7 @@ from knnlm_store_milvus import MilvusBackend
 from knnlm_store_milvus import lite as files
 from tests.milvus_server import TOKEN, MilvusProcess, started
 from tests.proxies import Moods, grpc_proxy
+from tests.servers import MILVUS, elsewhere
 
 DIMENSION = 8
 
@@ -38,13 +38,19 @@ def own_server() -> MilvusProcess:
 
 @pytest.fixture(scope="module")
 def milvus_root(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Place of a server: the one KNNLM_TEST_MILVUS_URI names (HOST:PORT), or one of our own."""
+    """Place of a server, HOST:PORT: the one KNNLM_TEST_MILVUS_URI names, or one of our own."""
     with pytest.MonkeyPatch.context() as patch:
-        root = os.environ.get("KNNLM_TEST_MILVUS_URI", "").removeprefix("milvus://").rstrip("/")
+        root = elsewhere(MILVUS).partition("://")[2]
         if not root:
             root = request.getfixturevalue("own_server").root
             patch.setenv("KNNLM_MILVUS_TOKEN", TOKEN)
         yield root
+
+
+@pytest.fixture(scope="module")
+def milvus_uri(milvus_root: str) -> str:
+    """The same as a URI, which says whether TLS is spoken there."""
+    return elsewhere(MILVUS) or f"milvus://{milvus_root}"
 
 
 @pytest.fixture

@@ -10,20 +10,37 @@ from unittest.mock import patch
 
 from tests.milvus_server import TOKEN, started
 
+QDRANT, MILVUS = "KNNLM_TEST_QDRANT_URL", "KNNLM_TEST_MILVUS_URI"
+
+
+def elsewhere(variable: str) -> str:
+    """Root SCHEME://HOST:PORT of the server that QDRANT or MILVUS names; "" if none.
+
+    http:// and https:// are taken as well as the backend's own scheme, with an s for TLS. Raises
+    ValueError for anything else.
+    """
+    scheme = {QDRANT: "qdrant", MILVUS: "milvus"}[variable]
+    given = os.environ.get(variable, "").rstrip("/")
+    if not given:
+        return ""
+    spoken, separator, place = given.partition("://")
+    schemes = {"http": scheme, "https": f"{scheme}s", scheme: scheme, f"{scheme}s": f"{scheme}s"}
+    if not separator or spoken not in schemes:
+        raise ValueError(f"{variable} is {given!r}; write {scheme}://HOST:PORT.")
+    return f"{schemes[spoken]}://{place}"
+
 
 @contextmanager
 def qdrant_root(folder: Path) -> Iterator[str]:
     """Root of datastores in Qdrant: the server of KNNLM_TEST_QDRANT_URL, or the engine."""
-    url = os.environ.get("KNNLM_TEST_QDRANT_URL", "").rstrip("/")
-    yield f"qdrant:{url.partition(':')[2]}" if url else f"qdrant:{folder}"
+    yield elsewhere(QDRANT) or f"qdrant:{folder}"
 
 
 @contextmanager
 def milvus_root() -> Iterator[str]:
     """Root of datastores in Milvus: the server of KNNLM_TEST_MILVUS_URI, or a new one."""
-    uri = os.environ.get("KNNLM_TEST_MILVUS_URI", "").rstrip("/")
-    if uri:
-        yield f"milvus:{uri.partition(':')[2]}"
+    if root := elsewhere(MILVUS):
+        yield root
         return
     server = started()
     try:

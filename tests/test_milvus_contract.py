@@ -1,13 +1,13 @@
-import os
-
 import pytest
 
+from knnlm_store import registry
 from knnlm_store.testing import BackendSuite
 from knnlm_store.values import Location
 from knnlm_store_milvus import MilvusBackend
-from tests.milvus_support import milvus_root, own_server
+from tests.milvus_support import milvus_root, milvus_uri, own_server
+from tests.servers import MILVUS, elsewhere
 
-__all__ = ["milvus_root", "own_server"]
+__all__ = ["milvus_root", "milvus_uri", "own_server"]
 
 
 class TestMilvusLite(BackendSuite):
@@ -23,9 +23,9 @@ class TestMilvusLite(BackendSuite):
 class TestMilvus(BackendSuite):
     adapter = MilvusBackend
     # 2.3.5 is refused for float16; see test_milvus.py
-    storages = () if os.environ.get("KNNLM_TEST_MILVUS_URI") else ("float32",)
+    storages = () if elsewhere(MILVUS) else ("float32",)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def location(cls, milvus_root: str) -> Location:
-        return Location("milvus", milvus_root, "", network=True)
+    def location(cls, milvus_uri: str) -> Location:
+        return registry.parse_root(milvus_uri)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,9 +14,7 @@ from knnlm_store.testing.truth import DIMENSION
 from knnlm_store.values import Location, Spec
 from knnlm_store_qdrant import QdrantBackend
 from tests.qdrant_support import LocalBackend, LocalMode
-
-ELSEWHERE = os.environ.get("KNNLM_TEST_QDRANT_URL")
-"""A server to run the suite against, as qdrant://HOST:PORT or qdrants://HOST:PORT."""
+from tests.servers import QDRANT, elsewhere
 
 
 class IndexedEarly(QdrantBackend):
@@ -64,7 +61,7 @@ class TestLocalMode(BackendSuite):
         return Scratch(place, Spec(DIMENSION, storage))
 
 
-if ELSEWHERE:
+if elsewhere(QDRANT):
 
     class TestElsewhere(BackendSuite):
         adapter = QdrantBackend
@@ -73,5 +70,4 @@ if ELSEWHERE:
         @pytest.fixture(scope="class")
         @classmethod
         def location(cls) -> Location:
-            assert ELSEWHERE is not None
-            return registry.parse_root(ELSEWHERE)
+            return registry.parse_root(elsewhere(QDRANT))
