@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from knnlm_store.errors import BackendUnavailable, StoreError, StoreNotFound
 from knnlm_store_qdrant import indexing
+from knnlm_store_qdrant.engine import Endpoint
 from tests import qdrant_support as support
+from tests.qdrant_engine_support import builders, until
 from tests.qdrant_front import Asked, Front, Reply
 from tests.qdrant_support import Frugal, created, document
 
@@ -71,6 +75,20 @@ def test_a_failed_build_is_told(store: Frugal, front: Front) -> None:
         store.build_index()
 
 
+def test_a_build_that_failed_is_asked_for_again(
+    store: Frugal, endpoint: Endpoint, vendor: QdrantClient
+) -> None:
+    """Though nothing is to be changed by that."""
+    until(lambda: not builders(endpoint), "end of what others had built")
+    created(store, m="32", ef_construct="400").upsert(document(1, 3000))
+    asked = models.OptimizersConfigDiff(indexing_threshold=store.indexed_kilobytes)
+    vendor.update_collection("law", optimizers_config=asked)
+    until(lambda: builders(endpoint), "builder")
+    os.kill(builders(endpoint)[0], signal.SIGKILL)
+    until(lambda: vendor.get_collection("law").status == models.CollectionStatus.RED, "red")
+    assert "built HNSW32 over 3,000 of 3,000 entries" in str(store.build_index())
+
+
 def test_a_server_at_work_is_waited_for(front: Front, vendor: QdrantClient) -> None:
     """For longer than one that does not begin."""
     store = created(Impatient.connect(front.location("law")))
@@ -94,6 +112,21 @@ def test_a_server_that_does_not_begin(
     with pytest.raises(BackendUnavailable, match="has not begun to build the index"):
         store.build_index()
     assert front.lines().count("PATCH /collections/law") > 1
+    store.close()
+
+
+def test_a_server_that_does_not_get_on(
+    front: Front, vendor: QdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it says that it is at work: it has as long as so many entries can take."""
+    monkeypatch.setattr(indexing, "_SLOWEST", 10_000.0)
+    store = created(Impatient.connect(front.location("law")))
+    store.upsert(document(1, 2000))
+    _report(front, status="yellow", indexed_vectors_count=0, segments_count=1)
+    began = time.monotonic()
+    with pytest.raises(BackendUnavailable, match="is not getting on with the index"):
+        store.build_index()
+    assert time.monotonic() - began > 1.2
     store.close()
 
 

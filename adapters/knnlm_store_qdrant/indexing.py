@@ -12,6 +12,7 @@ from knnlm_store_qdrant.server import Server
 
 _SOON, _LATER = 0.1, 2.0  # seconds between looks
 _NUDGE = 10.0  # seconds after which a server that does not begin is told again
+_SLOWEST = 100.0  # entries a second; no machine that is at work indexes fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,16 @@ class Progress:
             str(trouble),
         )
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it met an error; nothing more is built then until it is told to."""
+        return self.status == models.CollectionStatus.RED or bool(self.trouble)
+
+    @property
+    def work(self) -> tuple[models.CollectionStatus, int, int]:
+        """What changes when some of the work is done."""
+        return self.status, self.indexed, self.segments
+
     def describe(self) -> str:
         """Say how searches are answered."""
         if not self.indexed:
@@ -55,11 +66,12 @@ class Progress:
 def build(server: Server, collection: str, kilobytes: int, stall: float) -> str | None:
     """Have segments of `kilobytes` and more indexed from now on, and wait until they are.
 
-    Waits for as long as the server is at work. Raises BackendUnavailable if it has work to do
-    and none is done for `stall` seconds, StoreError if it failed.
+    Waits for as long as the server is at work. Raises BackendUnavailable if it does not begin
+    within `stall` seconds, or says that it is at work for far longer than that can take and
+    nothing of it is done; StoreError if it failed.
     """
     before, began = Progress.of(server, collection), time.monotonic()
-    if before.threshold != kilobytes:
+    if before.threshold != kilobytes or before.has_failed:
         _allow(server, collection, kilobytes)
     elif before.status == models.CollectionStatus.GREEN:
         return None
@@ -80,25 +92,37 @@ def _finished(server: Server, collection: str, kilobytes: int, stall: float) -> 
     while True:
         time.sleep(pause)
         now = Progress.of(server, collection)
-        if now.status == models.CollectionStatus.RED or now.trouble:
-            raise StoreError(
-                f"Qdrant at {server.place} failed to build the index: {now.trouble or 'red'}.",
-                hint="Look into the server's log; searches go on without the index.",
-            )
+        if now.has_failed:
+            raise _failure(server, now)
         if now.status == last.status == models.CollectionStatus.GREEN:
             return now
         instant = time.monotonic()
-        if now.status == models.CollectionStatus.YELLOW or now != last:
+        if now.work != last.work:
             quiet = instant
-        elif instant - quiet > stall:
-            raise BackendUnavailable(
-                f"Qdrant at {server.place} has not begun to build the index.",
-                hint="Look into the server's log, then run: knnlm-store compact",
-            )
-        elif instant - nudged > _NUDGE:
+        _check_patience(server, now, instant - quiet, stall)
+        if now.status != models.CollectionStatus.YELLOW and instant - nudged > _NUDGE:
             _allow(server, collection, kilobytes)  # a server just started waits for a change
             nudged = instant
         last, pause = now, min(pause * 1.5, _LATER)
+
+
+def _failure(server: Server, now: Progress) -> StoreError:
+    return StoreError(
+        f"Qdrant at {server.place} failed to build the index: {now.trouble or 'red'}.",
+        hint="Look into the server's log; searches go on without the index.",
+    )
+
+
+def _check_patience(server: Server, now: Progress, quiet: float, stall: float) -> None:
+    """Raise BackendUnavailable if nothing has changed for too long, `quiet` seconds."""
+    at_work = now.status == models.CollectionStatus.YELLOW
+    # One large segment is built in one go: nothing is to be seen of it before it is done.
+    if quiet > stall + at_work * now.entries / _SLOWEST:
+        said = "is not getting on with" if at_work else "has not begun to build"
+        raise BackendUnavailable(
+            f"Qdrant at {server.place} {said} the index.",
+            hint="Look into the server's log, then run: knnlm-store compact STORE",
+        )
 
 
 def _allow(server: Server, collection: str, kilobytes: int) -> None:
