@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from qdrant_client import models
 
+from knnlm_store_qdrant.engine.collection import Collection
+from knnlm_store_qdrant.engine.node import Node
+from knnlm_store_qdrant.engine.settings import checked
 from tests.qdrant_engine_support import (
+    DIMENSION,
     builders,
     clustered,
     create,
@@ -153,3 +159,31 @@ def test_collection_dropped_while_its_index_is_built(tmp_path: Path) -> None:
         create(client, "y")
         fill(client, "y", clustered(1000, 2))
         assert index(client, "y").indexed_vectors_count == 1000
+
+
+class Panic(BaseException):
+    """What the engine raises where it has a bug: no Exception."""
+
+
+@pytest.mark.parametrize("work", ["tidy", "build_if_due"])
+def test_a_panic_in_the_background_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    tended = Counter[str]()
+
+    def panic(collection: Collection) -> None:
+        tended[collection.name] += 1
+        if collection.name == "a":
+            raise Panic("index out of bounds")
+
+    monkeypatch.setattr(Collection, work, panic)
+    vectors = models.VectorParams(size=DIMENSION, distance=models.Distance.EUCLID)
+    node = Node(tmp_path / "node", os.getpid(), 0)
+    for name in ("a", "b"):
+        node.create(name, checked(models.CreateCollection(vectors=vectors)))
+    node.start()
+    until(lambda: tended["b"] > 1, "second look at the other one")
+    states = [node.get(name).info() for name in ("a", "b")]
+    node.close()
+    assert [state["status"] for state in states] == ["red", "green"]
+    assert states[0]["optimizer_status"] == {"error": "Panic: index out of bounds"}

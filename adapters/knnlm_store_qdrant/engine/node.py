@@ -7,10 +7,10 @@ taken from the user.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import threading
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,11 @@ class Node:
         self._collections: dict[str, Collection] = {}
         self._aliases: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._keepers = [self._keeper(Collection.tidy), self._keeper(Collection.build_if_due)]
+        self._keepers = [
+            self._keeper(Collection.tidy),
+            # in turns, for both put other files in the place of a collection's
+            self._keeper(Collection.rewrite_if_wanted, Collection.build_if_due),
+        ]
         self._attach()
 
     # -- names ---------------------------------------------------------------------------------
@@ -197,12 +201,21 @@ class Node:
         if self._lock is not None:
             self._lock.close()
 
-    def _keeper(self, work: Callable[[Collection], Any]) -> threading.Thread:
+    def _keeper(self, *works: Callable[[Collection], Any]) -> threading.Thread:
         def keep() -> None:
             while not self._stopping.wait(_TICK_SECONDS):
-                for collection in list(self._collections.values()):
-                    # Dropped meanwhile, or told to the next writer; the others go on regardless.
-                    with contextlib.suppress(Refused), engine():
-                        work(collection)
+                for collection, work in product(list(self._collections.values()), works):
+                    _tend(collection, work)
 
         return threading.Thread(target=keep, daemon=True)
+
+
+def _tend(collection: Collection, work: Callable[[Collection], Any]) -> None:
+    """Do a keeper's work on a collection; the others are tended whatever becomes of it."""
+    try:
+        with engine():
+            work(collection)
+    except Refused:
+        pass  # dropped meanwhile, or told to the next writer
+    except BaseException as error:  # noqa: BLE001  a panic of the engine is none of Exception
+        collection.fail(f"{type(error).__name__}: {error}")
