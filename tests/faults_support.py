@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from knnlm_store import ingest as ingesting
-from knnlm_store import writer
+from knnlm_store import retry, writer
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import KnnlmError
 from knnlm_store.generation import KnnLM
@@ -24,7 +22,6 @@ from knnlm_store.ingest import ingest
 from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Float32, Neighbours
-from knnlm_store.writer import DocumentWriter
 from tests.ingest_support import assert_whole, corpus, held, new_store, prose
 
 BEFORE = {f"{i:02}": prose(i, 30 + 5 * i) for i in range(12)}
@@ -60,9 +57,7 @@ def hasty(
     """Have ingests write and commit small pieces, and retry for so many seconds."""
     patcher.setattr(writer, "_GROUP_SECONDS", group_seconds)
     patcher.setattr(writer, "_BATCH", 64 * 128)
-    patcher.setattr(
-        ingesting, "DocumentWriter", partial(DocumentWriter, give_up_after=give_up_after)
-    )
+    patcher.setattr(retry, "GIVE_UP_AFTER", give_up_after)
 
 
 def until(done: Callable[[], bool], seconds: float) -> None:
