@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.cli_support import (
     run,
     write_corpus,
 )
+from tests.faults_servers import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -230,32 +230,23 @@ def test_no_permission(copied: Path, tmp_path: Path, saved_model: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounting.returncode:
-        pytest.skip(f"mounting a small disk is refused: {mounting.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, "512k") as disk:
+        yield disk
 
 
-def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    store = f"faiss:{small_disk}/law"
+def test_full_disk(disk: Path, tmp_path: Path) -> None:
+    store = f"faiss:{disk}/law"
     assert run("ingest", "--store", store, "law").code == 0
     before = run("info", store, "--json").json()["entries"]
-    (small_disk / "ballast").write_bytes(bytes(350_000))
+    (disk / "ballast").write_bytes(bytes(350_000))
     texts = {f"{i}.txt": f"Article {i} says this at length. " * 20 for i in range(4)}
     more = write_corpus(tmp_path / "more", texts)
     code, message, hint = run("ingest", "--store", store, more).failure()
-    assert (code, message) == (1, f"No space is left for {small_disk}/law.")
+    assert (code, message) == (1, f"No space is left for {disk}/law.")
     assert hint == "Free some space and run it again; what was committed before is intact."
     assert run("eval", "--store", store, "law", "--limit", 1).code == 0
-    (small_disk / "ballast").unlink()
+    (disk / "ballast").unlink()
     again = run("ingest", "--store", store, more, "--json").json()
     assert again["documents"]["failed"] == 0
     assert again["store"]["entries"] == before + sum(map(len, texts.values()))

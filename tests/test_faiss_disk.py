@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from knnlm_store.errors import StorageFull
 from tests.faiss_support import connect, created, document, held, run
+from tests.faults_servers import small_disk
 
 # As root one may do anything, so another user asks.
 AS_NOBODY = """
@@ -69,24 +69,15 @@ def test_without_permission_to_write(public: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounting.returncode:
-        pytest.skip(f"mounting a small disk is refused: {mounting.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, "512k") as disk:
+        yield disk
 
 
-def test_full_disk(small_disk: Path) -> None:
+def test_full_disk(disk: Path) -> None:
     """What was committed is intact and readable; writing goes on once there is space."""
-    store = created(small_disk / "store")
-    (small_disk / "ballast").write_bytes(bytes(200_000))
+    store = created(disk / "store")
+    (disk / "ballast").write_bytes(bytes(200_000))
     written = 0
 
     def fill() -> None:
@@ -101,13 +92,26 @@ def test_full_disk(small_disk: Path) -> None:
     assert written > 2
     kept = held(store)
     assert len(kept) == 500 * written
-    other = connect(small_disk / "store")
+    other = connect(disk / "store")
     assert held(other) == kept
     other.close()
     with pytest.raises(StorageFull):
         store.put_records({"large": bytes(300_000)})
     assert (store.search(document(10_000, 1).keys, 9).ids >= 10_000).all()
-    (small_disk / "ballast").unlink()
+    (disk / "ballast").unlink()
     store.upsert(document(7, 500))
     assert store.count() == 500 * (written + 1)
     store.close()
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_without_a_small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ci: str) -> None:
+    """Tests that want one are skipped, but never in CI, where nobody would notice."""
+    mount = tmp_path / "mount"
+    mount.write_text("#!/bin/sh\necho 'permission denied' >&2; exit 32\n")
+    mount.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CI", ci)
+    outcome = pytest.fail.Exception if ci else pytest.skip.Exception
+    with pytest.raises(outcome, match="refused: permission denied"), small_disk(tmp_path, "1m"):
+        pass
