@@ -7,7 +7,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -15,7 +17,15 @@ from knnlm_store.errors import StoreCorrupt, StoreError, StoreExists, StoreNotFo
 from knnlm_store.values import DocumentFilter, Location, Spec
 from knnlm_store_milvus import MilvusBackend, connection, entries, records
 from knnlm_store_milvus.indexes import Plan
-from tests.milvus_support import DIMENSION, created, keys, lite, of_keys, refuse_aliased
+from tests.milvus_support import (
+    DIMENSION,
+    created,
+    keys,
+    lite,
+    of_keys,
+    refuse_aliased,
+    served,
+)
 
 __all__ = ["lite"]
 
@@ -89,6 +99,27 @@ def test_one_process_at_a_time(lite: Location) -> None:
     assert second.count() == 20
     second.close()
     assert other() == "20\n"
+
+
+def test_only_servers_are_pinged(lite: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milvus Lite would hang up on a connection that idles for half a minute."""
+    asked: list[dict[str, Any]] = []
+    channel = grpc.insecure_channel
+
+    def recording(target: str, options: list[tuple[str, Any]]) -> grpc.Channel:
+        asked.append(dict(options))
+        return channel(target, options=options)
+
+    with served(lite) as (server, _):
+        monkeypatch.setattr(grpc, "insecure_channel", recording)
+        for location in (lite, server):
+            store = MilvusBackend.connect(location)
+            assert not store.exists()
+            store.close()
+    of_file, of_server = asked
+    every, idle = "grpc.keepalive_time_ms", "grpc.keepalive_permit_without_calls"
+    assert (of_file[every], of_file[idle]) == (2**31 - 1, 0)
+    assert (of_server[every], of_server[idle]) == (10_000, True)  # as pymilvus has it
 
 
 def test_file_that_is_none(lite: Location) -> None:

@@ -23,8 +23,7 @@ from knnlm_store_milvus.failures import mapped, redacted, too_slow
 from knnlm_store_milvus.indexes import parse_mark
 from knnlm_store_milvus.place import Place
 
-PAGE = 4096
-"""Rows that a query asks for at once; Milvus gives 16,384 at most."""
+PAGE = 4096  # rows that a query asks for at once; Milvus gives 16,384 at most
 _MARK = "knnlm_store"
 STRONG, BOUNDED = "Strong", "Bounded"
 
@@ -69,7 +68,7 @@ class Connection:
                 db_name=place.database,
                 timeout=place.timeout,
                 dedicated=True,
-                grpc_options={"grpc.enable_retries": 0},
+                grpc_options={"grpc.enable_retries": 0} | (lite.UNWATCHED if place.lite else {}),
                 **({"server_pem_path": place.ca} if place.ca else {}),
             )
         # The client would repeat a call whose server is gone, connecting anew under a lock of the
@@ -190,7 +189,7 @@ class Connection:
 
     def ready(self, name: str, field: str, index: Mapping[str, Any], replicas: int) -> bool:
         """Index a collection and begin to load it, unless that is done; says whether it is."""
-        if self.is_loaded(name):
+        if not self.left_to_load(name):
             return True
         if self.index(name, field) is None:
             with self.calling() as (client, timeout), self._writing:
@@ -207,11 +206,12 @@ class Connection:
         with self.calling() as (client, timeout), self._writing:
             client.flush(name, timeout=timeout)
 
-    def is_loaded(self, name: str) -> bool:
-        """Whether a collection can be searched."""
+    def left_to_load(self, name: str) -> int:
+        """Per cent of a collection that are still to be loaded; 0 if it can be searched."""
         with self.calling() as (client, timeout):
-            state = client.get_load_state(name, timeout=timeout)["state"]
-        return bool(state == LoadState.Loaded)
+            found = client.get_load_state(name, timeout=timeout)
+        loaded = found["state"] == LoadState.Loaded
+        return 0 if loaded else max(1, 100 - int(found.get("progress", 0)))
 
     # -- rows ----------------------------------------------------------------------------------
 

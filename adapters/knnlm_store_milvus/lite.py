@@ -14,6 +14,11 @@ from pathlib import Path
 
 from knnlm_store.errors import BackendUnavailable, MissingDependency, StoreError
 
+# Milvus Lite hangs up on a connection that idles and pings, as pymilvus has all do: it takes the
+# third ping for an attack. Its server is a thread of this process, and needs no watching.
+UNWATCHED = {"grpc.keepalive_time_ms": 2**31 - 1, "grpc.keepalive_permit_without_calls": 0}
+"""Options of a channel to the server of a file."""
+
 _lock = threading.RLock()
 _users: Counter[Path] = Counter()
 _writing: dict[Path, threading.RLock] = {}
