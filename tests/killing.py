@@ -14,17 +14,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from knnlm_store import intents, writer
+from knnlm_store.backend import VectorBackend
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import digest_of, ingest
 from knnlm_store.models import LanguageModel, load
-from knnlm_store.values import Entries, Int64
 from knnlm_store_faiss import FaissBackend
 from tests.ingest_support import corpus, new_store, prose
 
@@ -34,39 +34,27 @@ AFTER = {name: text if int(name) % 3 else text[::-1] for name, text in BEFORE.it
 }
 
 
-class Telling(FaissBackend):
-    """Writes a byte to a pipe before each change."""
+def telling(adapter: type[VectorBackend], pipe: int) -> None:
+    """Have a backend write a byte to a pipe before each change, in this process from now on."""
+    for name in ("upsert", "delete", "flush", "put_records", "delete_records"):
+        setattr(adapter, name, _told(getattr(adapter, name), pipe))
 
-    pipe = -1
 
-    def upsert(self, entries: Entries) -> None:
-        os.write(self.pipe, b".")
-        super().upsert(entries)
+def _told(change: Callable[..., None], pipe: int) -> Callable[..., None]:
+    def told(*args: Any) -> None:
+        os.write(pipe, b".")
+        change(*args)
 
-    def delete(self, documents: Sequence[int] | Int64) -> None:
-        os.write(self.pipe, b".")
-        super().delete(documents)
-
-    def flush(self) -> None:
-        os.write(self.pipe, b".")
-        super().flush()
-
-    def put_records(self, records: Mapping[str, bytes]) -> None:
-        os.write(self.pipe, b".")
-        super().put_records(records)
-
-    def delete_records(self, names: Sequence[str]) -> None:
-        os.write(self.pipe, b".")
-        super().delete_records(names)
+    return told
 
 
 def work(folder: Path, texts: Mapping[str, str], lm: LanguageModel, pipe: int) -> NoReturn:
     """What a child does."""
     try:
-        writer._GROUP_SECONDS, writer._BATCH, Telling.pipe = 0.05, 64 * 128, pipe
-        with new_store(lm, f"faiss:{folder}") as made:
-            backend = Telling.connect(made.location)
-            ingest(corpus(texts), lm, Datastore(made.location, backend, made.manifest))
+        writer._GROUP_SECONDS, writer._BATCH = 0.05, 64 * 128
+        telling(FaissBackend, pipe)
+        with new_store(lm, f"faiss:{folder}") as store:
+            ingest(corpus(texts), lm, store)
     except BaseException:  # noqa: BLE001  a child must not go on as its parent
         traceback.print_exc()
         os._exit(1)

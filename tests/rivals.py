@@ -1,32 +1,37 @@
-"""A program that has two processes ingest at once: `python -m tests.rivals MODEL FOLDER`.
+"""A program that has two processes ingest at once: `python -m tests.rivals MODEL ROOT`.
 
-The parent loads the model once and never computes with it, so that forking is safe. Each round
-leaves a datastore in FOLDER/NAME and prints a line of JSON about it.
+ROOT is where the datastores go: `faiss:FOLDER`, or a server. The parent loads the model once and
+never computes with it, nor calls a server, so that forking is safe. Each round prints a line of
+JSON.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import select
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from knnlm_store import intents, writer
+from knnlm_store import intents, registry, writer
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import ingest
 from knnlm_store.models import LanguageModel, load
-from tests.ingest_support import corpus, new_store, prose
-from tests.killing import Telling
+from tests.ingest_support import corpus, prose
+from tests.killing import telling
 
 OLD = {f"{i:02}": prose(i, 12 + 4 * i) for i in range(6)}
 NAMES = [f"{i:02}" for i in range(14)]
@@ -40,6 +45,8 @@ ROUNDS: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
     "killed_clash": (MINE, THEIRS),
 }
 TIMES = 6
+LATE = {f"k{n}": t for n, t in THEIRS.items()}
+SERVED = {"different": ROUNDS["different"], "same": ROUNDS["same"], "killed_same": (LATE, LATE)}
 
 
 @dataclass
@@ -72,9 +79,14 @@ class Child:
 
 
 def start(
-    folder: Path, texts: Mapping[str, str], lm: LanguageModel, seed: int, patience: float = 3.0
+    uri: str,
+    texts: Mapping[str, str],
+    lm: LanguageModel,
+    seed: int,
+    patience: float = 3.0,
+    together: Barrier | None = None,
 ) -> Child:
-    """Ingest in another process, for some seeds in another order."""
+    """Ingest in another process, for some seeds in another order; opens at once with others."""
     (reader, pipe), (told, changes) = os.pipe(), os.pipe()
     child = os.fork()
     if child:
@@ -82,53 +94,87 @@ def start(
         os.close(changes)
         return Child(child, told, reader)
     try:
-        intents.PATIENCE, intents._POLL, Telling.pipe = patience, 0.02, changes
-        os.write(pipe, json.dumps(work(folder, texts, lm, seed)).encode())
+        intents.PATIENCE, intents._POLL = patience, 0.02
+        telling(registry.load(registry.parse(uri).scheme), changes)
+        os.write(pipe, json.dumps(work(uri, texts, lm, seed, together)).encode())
     except BaseException:  # noqa: BLE001  a child must not go on as its parent
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
-def work(folder: Path, texts: Mapping[str, str], lm: LanguageModel, seed: int) -> dict[str, Any]:
-    """What a child does."""
+def work(
+    uri: str, texts: Mapping[str, str], lm: LanguageModel, seed: int, together: Barrier | None
+) -> dict[str, Any]:
+    """What a child does; `found`: whether the datastore was there."""
     chance, names = random.Random(seed), list(texts)
     if chance.random() < 0.5:
         chance.shuffle(names)
     writer._GROUP_SECONDS, writer._BATCH = chance.choice([0.05, 5.0]), 16 * 128
-    time.sleep(chance.random() * 0.05)
-    with new_store(lm, f"faiss:{folder}") as made:
-        backend = Telling.connect(made.location)
-        store = Datastore(made.location, backend, made.manifest)
-        return ingest(corpus({n: texts[n] for n in names}), lm, store, batch_tokens=64).json()
+    found = is_there(uri)
+    if together is not None:
+        together.wait(60)
+    options = {} if uri.startswith("faiss:") else {"index": "exact"}
+    with Datastore.open_or_create(uri, lm.manifest(), "float32", options) as store:
+        time.sleep(chance.random() * 0.05)
+        report = ingest(corpus({n: texts[n] for n in names}), lm, store, batch_tokens=64)
+        return report.json() | {"found": found}
 
 
-def meet(name: str, folder: Path, lm: LanguageModel, seed: int) -> None:
+def is_there(uri: str) -> bool:
+    backend = registry.connect(uri)
+    found = backend.exists()
+    backend.close()
+    return found
+
+
+def meet(
+    name: str, uri: str, texts: Sequence[Mapping[str, str]], lm: LanguageModel, seed: int = 0
+) -> None:
     """Have two children at one datastore, and a third one after one of them was killed."""
-    chance = random.Random(f"{name}{seed}")
+    chance, together = random.Random(f"{name}{seed}"), multiprocessing.Barrier(2)
     patience = 0.05 if name == "clash" and seed % 2 else 3.0
-    children = [
-        start(folder, texts, lm, chance.getrandbits(32), patience) for texts in ROUNDS[name]
-    ]
+    children = [start(uri, each, lm, chance.getrandbits(32), patience, together) for each in texts]
     if name.startswith("killed"):
-        chance.choice(children).kill_after(chance.randint(1, 20), chance.random() * 0.004)
+        victim = chance.choice(children) if uri.startswith("faiss:") else first_to_change(children)
+        victim.kill_after(chance.randint(1, 20), chance.random() * 0.004)
     reports, last = [child.report() for child in children], None
     if name.startswith("killed"):
-        last = start(folder, ROUNDS[name][0], lm, seed).report()
-    told = {"round": name, "folder": str(folder), "reports": reports, "last": last}
-    print(json.dumps(told), flush=True)
+        last = start(uri, texts[0], lm, seed).report()
+    print(json.dumps({"round": name, "uri": uri, "reports": reports, "last": last}), flush=True)
 
 
-def main(model: str, folder: Path) -> None:
+def first_to_change(children: Sequence[Child]) -> Child:
+    """The one that is sure to have work left."""
+    ready, _, _ = select.select([child.changes for child in children], [], [])
+    return next(child for child in children if child.changes in ready)
+
+
+def in_folders(folder: Path, lm: LanguageModel) -> None:
+    """Every kind of round some times, each in a datastore of its own."""
+    start(f"faiss:{folder}/old", OLD, lm, 0).report()
+    for name, texts in ROUNDS.items():
+        for time_ in range(TIMES):
+            shutil.copytree(folder / "old", folder / f"{name}{time_}")
+            meet(name, f"faiss:{folder}/{name}{time_}", texts, lm, time_)
+
+
+def on_server(root: str, lm: LanguageModel) -> None:
+    """Some kinds once, in one datastore, which the first two processes make."""
+    uri = f"{root}/rivals_{uuid.uuid4().hex[:8]}"
+    for name, texts in SERVED.items():
+        meet(name, uri, texts, lm)
+
+
+def main(model: str, root: str) -> None:
     torch.set_num_threads(1)
     lm = load(model, window=32)
-    start(folder / "old", OLD, lm, 0).report()
-    for name in ROUNDS:
-        for time_ in range(TIMES):
-            place = folder / f"{name}{time_}"
-            shutil.copytree(folder / "old", place)
-            meet(name, place, lm, time_)
+    registry.load(registry.parse_root(root).scheme)  # once, not in every child
+    if root.startswith("faiss:"):
+        in_folders(Path(root.removeprefix("faiss:")), lm)
+    else:
+        on_server(root, lm)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(*sys.argv[1:])

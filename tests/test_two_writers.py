@@ -5,42 +5,50 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import digest_of
 from tests.cli_support import finish, run, spawn, write_corpus
+from tests.faults_servers import EngineProcess, running
 from tests.ingest_support import assert_whole, document
-from tests.rivals import MINE, OLD, ROUNDS, THEIRS, TIMES
+from tests.milvus_support import milvus_root, own_server
+from tests.rivals import LATE, MINE, OLD, ROUNDS, SERVED, THEIRS, TIMES
 
+__all__ = ["milvus_root", "own_server"]
+
+Told: TypeAlias = dict[str, Any]
+"""What a round told."""
 KEPT = "Another process is writing this document; ingest it again afterwards."
 
 
-@pytest.fixture(scope="module")
-def rounds(
-    saved_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[dict[str, Any]]]:
-    """What each round told, by its kind."""
-    folder = tmp_path_factory.mktemp("rivals")
+def told_by(model: Path, root: str) -> list[Told]:
+    """What each round told, of all at one place."""
     printed = subprocess.run(
-        [sys.executable, "-m", "tests.rivals", saved_model, folder],
+        [sys.executable, "-m", "tests.rivals", model, root],
         cwd=Path(__file__).parent.parent,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     ).stdout
-    told = [json.loads(line) for line in printed.splitlines()]
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rounds(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Told]]:
+    """What each round in a folder told, by its kind."""
+    told = told_by(saved_model, f"faiss:{tmp_path_factory.mktemp('rivals')}")
     return {name: [t for t in told if t["round"] == name] for name in ROUNDS}
 
 
-def opened(told: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Datastore]]:
+def opened(told: list[Told]) -> Iterator[tuple[Told, Datastore]]:
     assert len(told) == TIMES
     for each in told:
-        with Datastore.open(f"faiss:{each['folder']}") as store:
+        with Datastore.open(each["uri"]) as store:
             yield each, store
 
 
@@ -48,45 +56,54 @@ def digests(store: Datastore) -> dict[str, str]:
     return {d.name: d.version.digest for d in store.documents()}
 
 
-def of(*texts: dict[str, str]) -> dict[str, str]:
+def of(*texts: Mapping[str, str]) -> dict[str, str]:
     """Digests of texts by name, of later texts if a name comes twice."""
     return {n: digest_of(document(n, text)) for each in texts for n, text in each.items()}
 
 
-def kept_from(report: dict[str, Any]) -> set[str]:
+def kept_from(report: Told) -> set[str]:
     """Names of the documents that a process left to the other one."""
     assert report["documents"]["failed"] == len(report["problems"])
     assert all(p["what"] == KEPT for p in report["problems"])
     return {p["where"].removeprefix("s/") for p in report["problems"]}
 
 
-def changed(report: dict[str, Any]) -> int:
+def changed(report: Told) -> int:
     return int(report["documents"]["added"] + report["documents"]["replaced"])
 
 
-def test_different_documents(rounds: dict[str, list[dict[str, Any]]]) -> None:
+def assert_all_added(told: Told, given: Sequence[Mapping[str, str]]) -> None:
+    """Each process added all that it was given."""
+    for report, texts in zip(told["reports"], given, strict=True):
+        assert report["documents"]["added"] == len(texts)
+        assert report["tokens"] == sum(map(len, texts.values()))
+        assert (report["problems"], report["mended"]) == ([], 0)
+
+
+def assert_shared(told: Told, texts: Mapping[str, str]) -> None:
+    """Each document was written or found by either process."""
+    for report in told["reports"]:
+        assert kept_from(report) == set()
+        assert changed(report) + report["documents"]["skipped"] == len(texts)
+
+
+def test_different_documents(rounds: dict[str, list[Told]]) -> None:
     for told, store in opened(rounds["different"]):
         assert_whole(store)
-        first, second = ROUNDS["different"]
-        assert digests(store) == of(OLD, dict(first), dict(second))
-        for report, texts in zip(told["reports"], (first, second), strict=True):
-            assert report["documents"]["added"] == len(texts)
-            assert report["tokens"] == sum(map(len, texts.values()))
-            assert (report["problems"], report["mended"]) == ([], 0)
+        assert digests(store) == of(OLD, *ROUNDS["different"])
+        assert_all_added(told, ROUNDS["different"])
 
 
-def test_the_same_documents(rounds: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_same_documents(rounds: dict[str, list[Told]]) -> None:
     """One copy of each, whoever wrote it."""
     for told, store in opened(rounds["same"]):
         assert_whole(store)
         assert digests(store) == of(OLD, MINE)
         assert store.backend.count() == sum(map(len, MINE.values()))
-        for report in told["reports"]:
-            assert kept_from(report) == set()
-            assert changed(report) + report["documents"]["skipped"] == len(MINE)
+        assert_shared(told, MINE)
 
 
-def test_different_texts_of_the_same_documents(rounds: dict[str, list[dict[str, Any]]]) -> None:
+def test_different_texts_of_the_same_documents(rounds: dict[str, list[Told]]) -> None:
     """Each ends as one of the two, and who did not get to write it says so."""
     refused = replaced_in_turn = 0
     for told, store in opened(rounds["clash"]):
@@ -107,7 +124,7 @@ def test_different_texts_of_the_same_documents(rounds: dict[str, list[dict[str, 
 
 
 @pytest.mark.parametrize("what", ["killed_same", "killed_clash"])
-def test_one_of_two_is_killed(rounds: dict[str, list[dict[str, Any]]], what: str) -> None:
+def test_one_of_two_is_killed(rounds: dict[str, list[Told]], what: str) -> None:
     """The other one goes on, and a third run ends with what it was given."""
     killed = 0
     for told, store in opened(rounds[what]):
@@ -119,6 +136,64 @@ def test_one_of_two_is_killed(rounds: dict[str, list[dict[str, Any]]], what: str
             # two that want what the other has in hand wait until their patience ends
             assert report is None or not kept_from(report) or what == "killed_clash"
     assert killed >= TIMES / 2
+
+
+# -- on a server -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Place of Qdrant's engine as a server of its own."""
+    key = "of-the-rivals"
+    with (
+        running(EngineProcess(tmp_path_factory.mktemp("engine"), key)) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("KNNLM_QDRANT_API_KEY", key)
+        yield server.address
+
+
+@pytest.fixture(
+    scope="module", params=[("qdrant", "engine_root"), ("milvus", "milvus_root")], ids=str
+)
+def served(request: pytest.FixtureRequest, saved_model: Path) -> Iterator[dict[str, Told]]:
+    """What each round on a server told, by its kind."""
+    scheme, root = request.param
+    told = told_by(saved_model, f"{scheme}://{request.getfixturevalue(root)}")
+    yield {each["round"]: each for each in told}
+    with Datastore.open(told[0]["uri"]) as store:
+        store.backend.drop()
+
+
+def test_on_a_server_all_is_there_once(served: dict[str, Told]) -> None:
+    (uri,) = {told["uri"] for told in served.values()}
+    with Datastore.open(uri) as store:
+        assert_whole(store)
+        assert digests(store) == of(*SERVED["different"], MINE, LATE)
+
+
+def test_two_processes_make_one_datastore_on_a_server(served: dict[str, Told]) -> None:
+    """Neither finds one, both go on in the same."""
+    told = served["different"]
+    assert [report["found"] for report in told["reports"]] == [False, False]
+    assert_all_added(told, SERVED["different"])
+
+
+def test_the_same_documents_on_a_server(served: dict[str, Told]) -> None:
+    assert_shared(served["same"], MINE)
+    assert [report["mended"] for report in served["same"]["reports"]] == [0, 0]
+
+
+def test_one_of_two_is_killed_on_a_server(served: dict[str, Told]) -> None:
+    """The other one finishes, and a third run finds nothing to do but to mend."""
+    told = served["killed_same"]
+    (survivor,) = (report for report in told["reports"] if report is not None)
+    assert kept_from(survivor) == kept_from(told["last"]) == set()
+    assert changed(survivor) + survivor["documents"]["skipped"] == len(LATE)
+    assert told["last"]["documents"]["skipped"] == len(LATE)
+
+
+# -- two commands ----------------------------------------------------------------------------------
 
 
 def test_two_commands_at_once(
