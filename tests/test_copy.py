@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knnlm_store import copying, verifying, writer
+from knnlm_store import copying, retry, verifying, writer
 from knnlm_store.calibration import keep_temperature, stored_temperature
 from knnlm_store.copying import copy
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import StoreCorrupt
+from knnlm_store.errors import BackendUnavailable, StoreCorrupt
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries, Int64, Location
 from knnlm_store.verifying import verify
+from knnlm_store_qdrant import QdrantBackend
+from tests.faults_servers import EngineProcess, running
+from tests.faults_support import at_calls
 from tests.ingest_support import assert_same, assert_whole, corpus, held, new_store, prose, store_of
 
 TEXTS = {f"{i:02}": prose(i, 20 + 9 * i) for i in range(14)}
@@ -121,6 +124,34 @@ def test_killed_and_resumed(
     assert report.copied == len(TEXTS) - done
     assert_whole(target)
     assert held(target).ids.tolist() == held(source).ids.tolist()
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_into_a_server_that_is_killed(
+    source: Datastore,
+    language_model: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The copy ends with the reason; once the server is back, the same copy goes on."""
+    key = "of-the-copy"
+    monkeypatch.setenv("KNNLM_QDRANT_API_KEY", key)
+    monkeypatch.setattr(writer, "_BATCH", 1)
+    monkeypatch.setattr(retry, "GIVE_UP_AFTER", 0.3)
+    with running(EngineProcess(tmp_path / "engine", key)) as server:
+        uri = f"qdrant://{server.address}/law"
+        with new_store(language_model, uri) as target, monkeypatch.context() as patch:
+            at_calls(patch, QdrantBackend, "_upsert", {6: server.kill})
+            with pytest.raises(BackendUnavailable):
+                copy(source, target)
+        server.start()
+        with Datastore.open(uri) as target:
+            done = sum(1 for _ in target.documents())
+            assert 0 < done < len(TEXTS)
+            report = copy(source, target)
+            assert (report.skipped, report.copied) == (done, len(TEXTS) - done)
+            assert_whole(target)
+            assert_same(target, source)
 
 
 @pytest.mark.usefixtures("small_groups")
