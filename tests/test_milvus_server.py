@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 from pymilvus import MilvusClient
 
-from knnlm_store.errors import BackendUnavailable, KnnlmError, StoreError, UsageError
+from knnlm_store.errors import (
+    BackendUnavailable,
+    KnnlmError,
+    StoreError,
+    StoreExists,
+    StoreNotFound,
+    UsageError,
+)
 from knnlm_store.values import Freshness, Location, Spec
-from knnlm_store_milvus import MilvusBackend
+from knnlm_store_milvus import MilvusBackend, entries
+from knnlm_store_milvus.indexes import LARGEST_K
 from tests.milvus_server import TOKEN, MilvusProcess
 from tests.milvus_support import (
     DIMENSION,
@@ -91,6 +99,44 @@ def test_index(server: Location, options: dict[str, str], name: str) -> None:
             right = [len(np.intersect1d(a, b)) for a, b in zip(found.tokens, near, strict=True)]
             assert sum(right) / (8 * k) > 0.97
     store.close()
+
+
+def test_largest_k(server: Location) -> None:
+    """As many neighbours as Milvus gives at all, in an index of little more keys."""
+    store = created(server)
+    held, queries = keys(17_000), keys(2, seed=1)
+    store.upsert(of_keys(held))
+    assert store.build_index() is not None
+    found = store.search(queries, LARGEST_K)
+    assert found.tokens.shape == (2, 16_384)
+    true = ((queries[:, None] - held) ** 2).sum(axis=2)
+    near = np.argpartition(true, LARGEST_K, axis=1)[:, :LARGEST_K]
+    for ids, expected in zip(found.tokens, near, strict=True):
+        assert len(np.intersect1d(ids, expected)) > 0.99 * LARGEST_K
+    own = np.take_along_axis(true, found.tokens, axis=1)
+    np.testing.assert_allclose(found.distances, own, rtol=1e-4, atol=1e-4)
+    store.close()
+
+
+def test_foreign_collection_is_left_alone(server: Location) -> None:
+    """Neither taken over nor listed, nor dropped, nor replaced by an alias."""
+    store, other = MilvusBackend.connect(server), replace(server, name=f"{server.name}_b")
+    held = store._connected()
+    held.create(server.name, entries.fields(Spec(DIMENSION)), "", 1)
+    assert not store.exists()
+    with pytest.raises(StoreExists, match="a Milvus collection that knnlm-store did not make"):
+        store.create(Spec(DIMENSION), {})
+    with pytest.raises(StoreNotFound):
+        store.drop()
+    ours = created(other)
+    with pytest.raises(StoreExists):
+        ours.set_alias(server.name)
+    assert server.name in held.names()
+    assert server.name not in MilvusBackend.names(server)
+    held.drop(server.name)
+    ours.drop()
+    for opened in (store, ours):
+        opened.close()
 
 
 def test_replicas_without_nodes_are_refused(server: Location) -> None:
