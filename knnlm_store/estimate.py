@@ -10,6 +10,7 @@ from typing import Any
 from knnlm_store import registry
 from knnlm_store.catalog import Catalog
 from knnlm_store.corpus import Document, Problem
+from knnlm_store.datastore import Datastore
 from knnlm_store.ingest import digest_of
 from knnlm_store.models import LanguageModel
 from knnlm_store.transform import DIMENSION, NONE
@@ -41,11 +42,17 @@ def estimate(
     storage: str | None = None,
     *,
     transform: str | None = None,
+    transform_from: str | None = None,
     batch_tokens: int | None = None,
 ) -> Estimate:
-    """Tokenise what is new or changed, and time one forward pass of it. Writes nothing."""
+    """Tokenise what is new or changed, and time one forward pass of it. Writes nothing.
+
+    transform, transform_from: how a new datastore's keys would be made. Raises StoreNotFound for a
+    datastore to take them from that is not there, StoreMismatch for one of another model.
+    """
     backend = registry.connect(where)
     known = Catalog(backend) if backend.exists() else None
+    dimension = _dimension(model, transform, transform_from)
     result = Estimate(storage or (backend.spec().storage if known else backend.storages[0]))
     inputs = 0
     sample: list[Window[None]] = []
@@ -66,14 +73,22 @@ def estimate(
             inputs += len(window.inputs)
             if sum(len(w.inputs) for w in sample) < (batch_tokens or model.window):
                 sample.append(window)
-    hidden = model.manifest().dimension
-    dimension = hidden if transform == NONE else min(hidden, DIMENSION)
     spec = backend.spec() if known else Spec(dimension, result.storage)
     result.bytes = result.tokens * backend.bytes_per_entry(spec)
     if sample:
         batch = next(batches(sample, batch_tokens or model.window))
         result.seconds = inputs * _seconds_an_input(model, batch)
     return result
+
+
+def _dimension(model: LanguageModel, transform: str | None, transform_from: str | None) -> int:
+    """Dimension of a new datastore's keys."""
+    manifest = model.manifest()
+    if transform_from is not None:
+        with Datastore.open(transform_from) as other:
+            other.require(manifest)
+            return other.manifest.key_dimension
+    return manifest.dimension if transform == NONE else min(manifest.dimension, DIMENSION)
 
 
 def _seconds_an_input(model: LanguageModel, batch: Batch[None]) -> float:

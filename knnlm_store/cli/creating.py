@@ -11,6 +11,7 @@ from knnlm_store.errors import UsageError
 _NONE = "none"  # of transform.py, which brings in NumPy
 
 if TYPE_CHECKING:
+    from knnlm_store.datastore import Datastore
     from knnlm_store.manifest import Manifest
     from knnlm_store.models import LanguageModel
     from knnlm_store.values import Location
@@ -38,22 +39,19 @@ class Wanted:
                 "--transform and --transform-from exclude each other.", hint="Leave one out."
             )
 
-    def check_transform(self, where: Location) -> None:
+    def check_transform(self, store: Datastore) -> None:
         """Raise UsageError if an existing datastore's keys are made otherwise."""
         from knnlm_store.datastore import Datastore
 
-        if self.transform is None and self.transform_from is None:
-            return
-        with Datastore.open(where) as store:
-            kept = store.manifest.transform
+        kept = store.manifest.transform
         if self.transform_from is not None:
             with Datastore.open(self.transform_from) as other:
                 same = other.manifest.transform == kept
         else:
-            same = (kept == _NONE) == (self.transform == _NONE)
+            same = self.transform is None or (kept == _NONE) == (self.transform == _NONE)
         if not same:
             raise UsageError(
-                f"{where} has its own key transform, {kept}.",
+                f"{store.location} has its own key transform, {kept}.",
                 hint="Leave --transform and --transform-from out, or ingest under another --name.",
             )
 
@@ -78,7 +76,6 @@ def key_space(
     finally:
         backend.close()
     if there:
-        wanted.check_transform(where)
         return manifest
     if wanted.transform_from is not None:
         with Datastore.open(wanted.transform_from) as other:

@@ -164,6 +164,7 @@ def load_model(where: Location, wanted: Wanted, name: str, **loading: Any) -> La
         return common.load_model(name, **loading)
     with Datastore.open(where) as store:
         store.require_storage(wanted.storage)
+        wanted.check_transform(store)
         kept = store.manifest.window
         if wanted.window not in (None, kept):
             raise UsageError(
@@ -253,6 +254,7 @@ def _dry_run(
             where,
             wanted.storage,
             transform=wanted.transform,
+            transform_from=wanted.transform_from,
             batch_tokens=common.batch_tokens(model, batch_size),
         )
     if json:
