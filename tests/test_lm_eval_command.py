@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from lm_eval.api.registry import get_model
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from knnlm_store import models
+from knnlm_store.calibrated import Calibration
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import ModelError, StoreMismatch, StoreNotFound, UsageError
 from knnlm_store.ingest import ingest
+from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store_lm_eval import KnnHFLM
 from tests.ingest_support import corpus, new_store, prose
-from tests.lm_eval_support import TEMPERATURE, K, Reference
+from tests.lm_eval_support import TEMPERATURE, K, Reference, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 KNOWN = {str(i): prose(i, 60) for i in range(3)}
@@ -46,6 +49,43 @@ def test_the_harness_knows_it_by_name(saved_model: Path, store: Datastore) -> No
     told = harness.get_model_info()["knnlm_store"]
     assert (told["k"], told["lmbda"], told["temperature_from"]) == (7, 0.3, "datastore")
     assert (told["store"], told["entries"]) == ("memory:", 180)
+    assert (told["policy"], told["calibrated"]) == ("fixed", False)
+
+
+@contextmanager
+def tuned(store: Datastore, mixture: Mixture) -> Iterator[None]:
+    """For a while, a datastore with a calibration."""
+    Calibration.of(store, {"mine": mixture}, "mine", "", {}).write(store)
+    yield
+    store.backend.delete_records(["calibration"])
+
+
+def test_it_is_as_tuned_where_nothing_is_said(
+    saved_model: Path, store: Datastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a calibration the ratio rule; the report tells which it was."""
+
+    def made(**said: Any) -> tuple[float, dict[str, Any]]:
+        harness = KnnHFLM(str(saved_model), store=store, device="cpu", **said)
+        ((p, _),) = harness.loglikelihood(
+            requests("loglikelihood", ("a creditor", " shall")), disable_tqdm=True
+        )
+        info: dict[str, Any] = harness.get_model_info()["knnlm_store"]
+        return p, info
+
+    p, told = made()
+    assert (told["policy"], told["k"], told["calibrated"]) == ("ratio", 1024, False)
+    assert told["temperature_from"] == "datastore"
+    with tuned(store, Mixture(K, TEMPERATURE, Fixed(0.4))):
+        as_tuned, told = made()
+        assert (told["policy"], told["lmbda"], told["k"]) == ("fixed", 0.4, K)
+        assert (told["temperature_from"], told["calibrated"]) == ("calibration", True)
+        assert made(lmbda=0.4, k=K, temperature=TEMPERATURE)[0] == as_tuned != p
+    with tuned(store, Mixture(K, TEMPERATURE, Fixed(0.0))):
+        plain, told = made()
+        assert (told["calibrated"], told["searched"]) == (True, 0)
+        assert plain == made(lmbda=0)[0]
+    assert "as tuned: the plain model; this datastore did not pay" in caplog.text
 
 
 def test_another_beginning_is_told(
@@ -199,6 +239,8 @@ def test_command_line(tmp_path: Path, saved_model: Path, lm: models.LanguageMode
         "temperature": TEMPERATURE,
         "temperature_from": "user",
         "lmbda": 0.4,
+        "policy": "fixed",
+        "calibrated": False,
         "searched": tokens,
         "mixed": tokens,
     }

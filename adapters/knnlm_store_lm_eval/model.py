@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from knnlm_store.calibration import default_mixture
+from knnlm_store.calibration import log_settled, settle
 from knnlm_store.errors import ModelError
 from knnlm_store.generation import KnnLM
 from knnlm_store.mixing import mix_rows
@@ -37,9 +37,10 @@ class KnnHFLM(HFLM):  # type: ignore[misc]
     """HFLM whose every probability is the mixture's.
 
     store: a URI, or an open Datastore that stays the caller's. k, temperature, lmbda: the mixture;
-    by default 1024, the datastore's own, 0.25. Everything else is HFLM's. Raises UsageError for an
-    argument that cannot be right, StoreMismatch if another model wrote the datastore. An error of
-    the backend ends the evaluation: no number is ever the plain model's, unless lambda is 0.
+    by default as tuned, else 1024, the datastore's own, the ratio rule. Everything else is HFLM's.
+    Raises UsageError for an argument that cannot be right, StoreMismatch if another model wrote the
+    datastore. An error of the backend ends the evaluation: no number is the plain model's, unless
+    lambda is 0, or tuning found that the datastore does not pay, of which a warning is logged.
     """
 
     def __init__(self, pretrained: Any, **arguments: Any) -> None:
@@ -48,10 +49,11 @@ class KnnHFLM(HFLM):  # type: ignore[misc]
         if opened:
             # the harness never closes a model
             self._finalizer = weakref.finalize(self, self._store.close)
-        self._mixture = default_mixture(
+        settled = settle(
             self._store, k=chosen.k, temperature=chosen.temperature, lmbda=chosen.lmbda
         )
-        self._temperature_from = "datastore" if chosen.temperature is None else "user"
+        log_settled(self._store, settled)
+        self._mixture, self._settings = settled.mixture, settled.settings()
         self._scored: _Scored | None = None
         self._measuring = False
         super().__init__(pretrained, **options)
@@ -67,15 +69,12 @@ class KnnHFLM(HFLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """Add the datastore, the mixture and what was searched to the report's `config`."""
-        mixture, counted = self._mixture, self.knnlm.counters
+        counted = self.knnlm.counters
         info: dict[str, Any] = super().get_model_info()
         info["knnlm_store"] = {
             "store": str(self._store.location),
             "entries": self._store.backend.count(),
-            "k": mixture.k,
-            "temperature": mixture.temperature,
-            "temperature_from": self._temperature_from,
-            "lmbda": getattr(mixture.policy, "lmbda", None),
+            **self._settings,
             "searched": counted.searched,
             "mixed": counted.mixed,
         }
