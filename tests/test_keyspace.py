@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from knnlm_store import keyspace
+from knnlm_store import keyspace, transform
 from knnlm_store.corpus import Document
 from knnlm_store.keyspace import transform_of
 from knnlm_store.models import LanguageModel
@@ -33,13 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many hidden states each fit from now on was given."""
     counts: list[int] = []
-    original = keyspace.transform.fit
+    original = transform.fit
 
     def fit(sample: Any) -> Any:
         counts.append(len(sample))
         return original(sample)
 
-    monkeypatch.setattr(keyspace.transform, "fit", fit)
+    monkeypatch.setattr(transform, "fit", fit)
     return counts
 
 
