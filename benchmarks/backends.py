@@ -32,7 +32,7 @@ from knnlm_store.generation import KnnLM
 from knnlm_store.ingest import ingest
 from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
-from knnlm_store.values import Neighbours
+from knnlm_store.values import Entries, Neighbours
 from tests.servers import milvus_root, qdrant_root
 
 ENTRIES, INGEST_TOKENS, NEW_TOKENS, ROUNDS, KS = 100_000, 6_000, 48, 3, (32, 128)
@@ -78,9 +78,8 @@ def filled(root: str, model: LanguageModel, entries: int) -> tuple[Datastore, di
     new = Datastore.open_or_create(f"{root}/bench_{uuid4().hex[:6]}", source.manifest)
     if entries >= ENTRIES:
         figures["copy_entries_per_second"] = _copied(source, new)
-    batches = source.backend.scan(with_keys=True, batch_size=4096)
     scratch = Datastore.open_or_create(f"{root}/bench_{uuid4().hex[:6]}", source.manifest)
-    part = [next(batches) for _ in range(min(entries, 20_480) // 4096)]
+    part = first_entries(source, min(entries, 20_480))
     started = time.perf_counter()
     for batch in part:
         scratch.backend.upsert(batch)
@@ -91,6 +90,18 @@ def filled(root: str, model: LanguageModel, entries: int) -> tuple[Datastore, di
         return scratch, figures | {"entries": written}
     scratch.backend.drop()
     return new, figures | {"entries": new.backend.count()}
+
+
+def first_entries(source: Datastore, count: int) -> list[Entries]:
+    """Read so many entries, which are there, in the batches that a scan gives: some are short."""
+    read: list[Entries] = []
+    left = count
+    for batch in source.backend.scan(with_keys=True, batch_size=4096):
+        read.append(batch[:left])
+        left -= len(read[-1])
+        if not left:
+            break
+    return read
 
 
 def _copied(source: Datastore, new: Datastore) -> float:
