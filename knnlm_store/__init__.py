@@ -15,11 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from knnlm_store.attribution import Explanation
     from knnlm_store.blending import fit_blend
     from knnlm_store.corpus import Corpus, ReadOptions
     from knnlm_store.datastore import Datastore
     from knnlm_store.errors import KnnlmError
     from knnlm_store.evaluation import evaluate
+    from knnlm_store.explaining import explain
     from knnlm_store.generation import KnnLM
     from knnlm_store.mixture import Fixed, Mixture
     from knnlm_store.models import LanguageModel
@@ -32,6 +34,7 @@ else:
         "Blend": "several",
         "Corpus": "corpus",
         "Datastore": "datastore",
+        "Explanation": "attribution",
         "Fixed": "mixture",
         "KnnLM": "generation",
         "KnnlmError": "errors",
@@ -41,6 +44,7 @@ else:
         "Ratio": "policies",
         "ReadOptions": "corpus",
         "evaluate": "evaluation",
+        "explain": "explaining",
         "fit_blend": "blending",
     }
 
@@ -68,6 +72,7 @@ __all__ = [
     "Blend",
     "Corpus",
     "Datastore",
+    "Explanation",
     "Fixed",
     "KnnLM",
     "KnnlmError",
@@ -78,5 +83,6 @@ __all__ = [
     "ReadOptions",
     "__version__",
     "evaluate",
+    "explain",
     "fit_blend",
 ]

@@ -82,7 +82,7 @@ class Guard:
                 hint=f"{TIMEOUT:g} is the default; None waits for ever.",
             )
         self.remote = is_remote(store)
-        self._store = store
+        self.store = store
         self._outages = outages
         self._timeout = timeout
         self._fallback = fallback
@@ -111,14 +111,14 @@ class Guard:
             return None
         if self._breaker.succeeded():
             self._told = False
-            _log.info("%s answers again and is mixed in.", self._store.location)
+            _log.info("%s answers again and is mixed in.", self.store.location)
         return found
 
     def _ask(self, queries: Float32, k: int, most_given_up: int) -> Neighbours:
         seconds = self._timeout and self._timeout * max(1.0, len(queries) / ROWS)
 
         def search() -> Neighbours:
-            return self._store.search(queries, k, freshness=Freshness.FAST, timeout=seconds)
+            return self.store.search(queries, k, freshness=Freshness.FAST, timeout=seconds)
 
         if seconds is None or not self.remote:
             return search()

@@ -8,7 +8,7 @@ log p + logsumexp(LM logits), so that the scale stays the model's. Whatever call
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,16 +16,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from knnlm_store.attribution import Explanation
 from knnlm_store.errors import ModelError
+from knnlm_store.explaining import TOP, explain
 from knnlm_store.fallback import TIMEOUT, Outages
 from knnlm_store.keys import run_eagerly
 from knnlm_store.memories import Memories, Opening, Row, Source
 from knnlm_store.mixing import mix_parts
 from knnlm_store.mixture import Mixture
 from knnlm_store.models import LanguageModel, to_numpy
+from knnlm_store.outputs import align, place_of_logits, replaced
 from knnlm_store.several import Answered
+from knnlm_store.values import Int64
 
-_LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 _LOGIT_CELLS = 64 * 1024 * 1024  # float32 logits mixed at once: 256 MB
 
 
@@ -144,7 +147,7 @@ class KnnLM:
     def on(self) -> Self:
         """Mix again what `use` named last."""
         if self._used is None:
-            raise ModelError("No datastore is in use.", hint="Call use(STORE) first.")
+            raise _nothing_in_use()
         self._on = self.language_model.tap.following = True
         return self
 
@@ -152,6 +155,28 @@ class KnnLM:
         """Be the plain model, bit for bit."""
         self._on = self.language_model.tap.following = False
         return self
+
+    def explain(
+        self,
+        what: str | Sequence[int] | Int64 | Tensor,
+        start: int = 1,
+        *,
+        top: int = TOP,
+        without: Iterable[str] = (),
+    ) -> Explanation:
+        """Explain a text, or token ids from `start` on, by what `use` named last, on or off.
+
+        what: a text, or the ids of one sequence, `[n]` or `[1, n]`, such as `generate` gives;
+        `start` is then the length of its prompt. The rest is as in `explaining.explain`. Raises
+        ModelError where nothing is in use, UsageError where rows have memories of their own or
+        what is in use is the plain model.
+        """
+        if self._used is None:
+            raise _nothing_in_use()
+        if isinstance(what, Tensor):
+            what = (what[0] if what.ndim == 2 and len(what) == 1 else what).cpu().numpy()
+        blend = self._used.blend()
+        return explain(self.language_model, blend, None, what, start, top=top, without=without)
 
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
@@ -174,10 +199,10 @@ class KnnLM:
                 "The mixture has no gradient, and the model is in training mode.",
                 hint="Call off() before training, or model.eval().",
             )
-        place = _place_of_logits(output, kwargs)
+        place = place_of_logits(output, kwargs)
         logits: Tensor = output[place]
         input_ids = kwargs.get("input_ids", args[0] if args else None)
-        hidden = _align(self.language_model.tap.take(len(logits)), logits, kwargs)
+        hidden = align(self.language_model.tap.take(len(logits)), logits, kwargs)
         wanted = self._wanted(input_ids, logits, kwargs)
         with self.counters.lock:
             self.counters.steps += 1
@@ -185,7 +210,7 @@ class KnnLM:
             mixed = self._mix(used, logits, hidden, wanted)
         if mixed is None:
             return None
-        return _replace(model, output, place, mixed, kwargs)
+        return replaced(model, output, place, mixed, kwargs)
 
     def _stands_aside(self) -> bool:
         """Whether this pass is our own, or a draft by the model's first layers."""
@@ -220,7 +245,7 @@ class KnnLM:
         if input_ids is None:
             return wanted
         if isinstance(mask, Tensor) and mask.shape == input_ids.shape and mask.shape[1] > 1:
-            wanted &= _align(mask[:, :, None].cpu(), logits, kwargs)[:, :, 0].bool()
+            wanted &= align(mask[:, :, None].cpu(), logits, kwargs)[:, :, 0].bool()
         before, self._thread.padded = self._thread.padded, self._padded(input_ids, kwargs)
         now = self._thread.padded
         # generate() feeds padding to rows that have ended; one such token may be real
@@ -256,38 +281,9 @@ def _mix_at(logits: Tensor, places: Tensor, parts: list[Answered]) -> int:
     return done
 
 
+def _nothing_in_use() -> ModelError:
+    return ModelError("No datastore is in use.", hint="Call use(STORE) first.")
+
+
 def _layers(model: Any) -> Any:
     return getattr(model.config.get_text_config(), "num_hidden_layers", None)
-
-
-def _align(values: Tensor, logits: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """Cut values of every input, `[b, t, x]`, to the positions that the logits are for."""
-    if values.shape[1] == logits.shape[1]:
-        return values
-    keep = kwargs.get("logits_to_keep")
-    if isinstance(keep, Tensor):
-        return values[:, keep.to(values.device)]
-    return values[:, -logits.shape[1] :]
-
-
-def _place_of_logits(output: Any, kwargs: dict[str, Any]) -> Any:
-    if not isinstance(output, tuple):
-        return "logits"
-    return 1 if kwargs.get("labels") is not None else 0
-
-
-def _replace(model: Any, output: Any, place: Any, logits: Tensor, kwargs: dict[str, Any]) -> Any:
-    """Put the mixture into the output, and a loss that belongs to it."""
-    labels = kwargs.get("labels")
-    loss = None
-    if labels is not None:
-        vocabulary = model.config.get_text_config().vocab_size
-        given = {n: kwargs[n] for n in _LOSS_ARGUMENTS if n in kwargs}
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **given)
-    if place == "logits":
-        output.logits = logits
-        if loss is not None:
-            output.loss = loss
-        return output
-    head = () if loss is None else (loss,)
-    return (*head, logits, *output[place + 1 :])

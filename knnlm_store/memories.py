@@ -77,6 +77,25 @@ class Memories:
             )
         return np.repeat(self.rows, batch if self.everywhere else batch // n)
 
+    def blend(self) -> Blend:
+        """Give the one memory of all rows as a blend, past its guards.
+
+        Raises UsageError where rows have their own, or where it is the plain model.
+        """
+        if not self.everywhere:
+            raise UsageError(
+                "Each row has its own datastore in use.",
+                hint="Explain a row's text inside: with lm.using(STORE):",
+            )
+        (memory,) = self.memories
+        if not memory:
+            raise UsageError(
+                "What is in use is the plain model: its lambda is 0.",
+                hint="Call use(STORE, MIXTURE) with a lambda above 0.",
+            )
+        parts = [(part.guard.store, part.mixture) for part in memory]
+        return Blend(parts, [part.weight for part in memory])
+
     def search(self, queries: Float32, owners: Int64) -> list[Answer]:
         """Search for queries `[q, d]` of the memories `owners`, int64 `[q]`, none of them -1.
 

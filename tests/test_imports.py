@@ -19,8 +19,9 @@ MAY_IMPORT_TORCH = {
     f"knnlm_store.{name}"
     for name in (
         *("keys", "models", "ingest", "estimate", "generation", "evaluation"),
-        *("blending", "keyspace", "mixing", "scoring"),
+        *("blending", "explaining", "keyspace", "mixing", "outputs", "scoring"),
         *("tuning.cache", "tuning.choice", "tuning.families", "tuning.learn", "tuning.tune"),
+        "tuning.pooling",
     )
 }
 """The modules that run a model, or are of no use without one."""
