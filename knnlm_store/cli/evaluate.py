@@ -39,6 +39,7 @@ def evaluate(
     policy: options.Policies = None,
     blend: options.Blend = None,
     blend_from: options.BlendFrom = None,
+    tune_from: options.TuneFrom = None,
     text_column: options.TextColumn = "text",
     id_column: options.IdColumn = "id",
     include: options.Include = None,
@@ -67,8 +68,12 @@ def evaluate(
     )
     where = common.locations(store, backend, name, url)
     blending = opening.read_blending(len(where), blend, blend_from, reading)
+    tuning = opening.read_tuning(
+        len(where), tune_from, reading,
+        temperature=temperature, lmbda=lmbda, policy=policy, blend=blend, blend_from=blend_from,
+    )  # fmt: skip
     corpus = Corpus(inputs, reading)
-    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda}
+    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda, "tuning": tuning}
     with opening.opened(where, policies=policy, blending=blending, **said) as opened:
         language_model = opened.load(model, revision=revision, device=device, dtype=dtype)
         opened.announce()
