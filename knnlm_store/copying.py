@@ -29,7 +29,8 @@ from knnlm_store.writer import DocumentWriter
 _GROUP = 16 * 1024 * 1024  # bytes of keys that are read at once, unless a document is larger
 _DOCUMENTS = 1000  # in a group, at most: some are empty
 _BATCH = 4 * 1024 * 1024  # bytes of keys that a scan reads at once
-_BOOKKEEPING = ("document/", "intent/", history.PREFIX)
+BOOKKEEPING = ("document/", "intent/", history.PREFIX)
+"""Beginnings of the names of records that belong to one datastore alone."""
 
 
 @dataclass
@@ -64,12 +65,16 @@ def copy(
     progress: Callable[[CopyReport], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     seed: int = 0,
+    called: str = "copy",
 ) -> CopyReport:
     """Copy the documents that `target` does not have in their present version.
 
-    What `target` holds besides stays. Raises StoreCorrupt if the copy cannot be verified, and
-    what the backends raise once retries are used up.
+    What `target` holds besides stays. called: what the target's history says of it. Raises
+    StoreMismatch, with nothing written, if another model or key transform wrote `target`,
+    StoreCorrupt if the copy cannot be verified, and what the backends raise once retries are used
+    up.
     """
+    target.require_keys(source.manifest)
     started, report, again = time.monotonic(), CopyReport(), retrying()
     catalog = again(Catalog, target.backend)
     again(catalog.recover)
@@ -81,7 +86,7 @@ def copy(
     if missing:
         again(forget_temperature, target)
     with DocumentWriter(target.backend, catalog) as writer:
-        for group in _groups(missing, source.manifest.key_dimension):
+        for group in groups(missing, source.manifest.key_dimension):
             if stop():
                 report.interrupted = True
                 break
@@ -99,7 +104,7 @@ def copy(
         report.verified = again(verify, source, target, settled, seed)
     report.seconds = time.monotonic() - started
     history.note(
-        target.backend, "copy", report.seconds, copied=report.copied, entries=report.entries
+        target.backend, called, report.seconds, copied=report.copied, entries=report.entries
     )
     return report
 
@@ -111,7 +116,7 @@ def _is_there(document: DocumentRecord, catalog: Catalog) -> bool:
     return known.version.number == document.version.number
 
 
-def _groups(documents: list[DocumentRecord], dimension: int) -> Iterator[list[DocumentRecord]]:
+def groups(documents: list[DocumentRecord], dimension: int) -> Iterator[list[DocumentRecord]]:
     """Put documents together up to `_GROUP` bytes of keys, and `_DOCUMENTS`."""
     group: list[DocumentRecord] = []
     size = 0
@@ -189,7 +194,7 @@ def _copy_records(source: VectorBackend, target: VectorBackend) -> None:
     others = {
         name: value
         for name, value in source.scan_records("")
-        if name not in RECORDS and not name.startswith(_BOOKKEEPING)
+        if name not in RECORDS and not name.startswith(BOOKKEEPING)
     }
     if others:
         target.put_records(others)

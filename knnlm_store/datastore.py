@@ -9,7 +9,13 @@ from typing import Any, Self
 from knnlm_store import intents, registry
 from knnlm_store.backend import Indexed, VectorBackend
 from knnlm_store.documents import DocumentRecord, scan
-from knnlm_store.errors import InvalidEntries, StoreExists, StoreNotFound, UsageError
+from knnlm_store.errors import (
+    InvalidEntries,
+    StoreExists,
+    StoreMismatch,
+    StoreNotFound,
+    UsageError,
+)
 from knnlm_store.manifest import RECORDS, Manifest
 from knnlm_store.values import DocumentFilter, Float32, Freshness, Location, Neighbours, Spec
 
@@ -102,6 +108,17 @@ class Datastore:
         if warning and not self._warned:
             self._warned = True
             _log.warning(warning)
+
+    def require_keys(self, manifest: Manifest) -> None:
+        """Raise StoreMismatch unless keys that were made under `manifest` may stand among these."""
+        self.require(manifest)
+        mine, theirs = self.manifest.transform, manifest.transform
+        if mine != theirs:
+            raise StoreMismatch(
+                f"{self.location} maps keys by the transform {mine}, not by {theirs}.",
+                field="transform",
+                hint="Choose another datastore as the target.",
+            )
 
     def search(
         self,
