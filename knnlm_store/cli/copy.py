@@ -21,18 +21,19 @@ EXAMPLES = options.examples(
 )
 
 _Place = Annotated[str, typer.Argument(help="As BACKEND:PATH/NAME.", show_default=False)]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="How a new datastore keeps its keys: float16, float32 or int8.",
+        show_default="as the source does, where the backend offers it",
+    ),
+]
 
 
 def copy(
     source: _Place,
     target: _Place,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="How a new datastore keeps its keys: float16, float32 or int8.",
-            show_default="as the source does, where the backend offers it",
-        ),
-    ] = None,
+    storage: Storage = None,
     option: options.CreationOptions = None,
     json: options.Json = False,
 ) -> None:
@@ -41,41 +42,52 @@ def copy(
     What the target has already is skipped, what changed in the source is replaced, and what
     the target holds besides stays. Stop it at any time and run the same command again.
     """
-    from knnlm_store.copying import copy as run
     from knnlm_store.datastore import Datastore
 
     where = common.location(target, None, None, None)
     if common.location(source, None, None, None) == where:
         raise UsageError("A datastore cannot be copied onto itself.", hint="Name another target.")
-    with (
-        Datastore.open(source) as old,
-        _target(old, where, storage, option) as new,
-        output.progress("copy", None) as bar,
-        stop_on_interrupt() as stop,
-    ):
-        kept = new.backend.spec().storage
+    with Datastore.open(source) as old, _target(old, where, storage, option) as new:
+        copied(old, new, json=json)
+
+
+def copied(
+    source: Datastore, target: Datastore, called: str = "copy", *, json: bool = False
+) -> None:
+    """Copy between open datastores, and tell of it as the command `called` does."""
+    from knnlm_store.copying import copy as run
+
+    with output.progress(called, None) as bar, stop_on_interrupt() as stop:
         report = run(
-            old,
-            new,
+            source,
+            target,
             progress=lambda r: bar.show_entries(r.entries, r.total, r.seconds),
             stop=stop,
+            called=called,
         )
     if json:
-        output.print_json(report.json() | {"source": str(old.location), "target": str(where)})
+        places = {"source": str(source.location), "target": str(target.location)}
+        output.print_json(report.json() | places)
     else:
-        _summary(report, where, kept)
-    if report.unfinished:
-        output.say(
-            f"{report.unfinished} documents of the source are unfinished and were left out; "
-            "ingest there again."
-        )
-    for document in report.changed:
-        output.say(f"changed meanwhile, not copied: {document}")
+        _summary(report, target.location, target.backend.spec().storage)
+    changed = tell_left_out(report.unfinished, report.changed, "copied")
     if report.interrupted:
         output.say("Interrupted. Run the same command to go on.")
         raise typer.Exit(130)
-    if report.changed:
+    if changed:
         raise typer.Exit(1)
+
+
+def tell_left_out(unfinished: int, changed: list[str], done: str) -> bool:
+    """Say which documents of the source were not copied or exported, and whether any changed."""
+    if unfinished:
+        output.say(
+            f"{unfinished} documents of the source are unfinished and were left out; "
+            "ingest there again."
+        )
+    for document in changed:
+        output.say(f"changed meanwhile, not {done}: {document}")
+    return bool(changed)
 
 
 def _target(

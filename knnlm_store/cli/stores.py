@@ -44,10 +44,11 @@ def info(store: StoreArgument, json: options.Json = False) -> None:
         output.print_json(facts)
         return
     for name, value in facts.items():
-        typer.echo(f"{name + ':':<16}{_readable(name, value)}")
+        typer.echo(f"{name + ':':<16}{readable(name, value)}")
 
 
-def _readable(name: str, value: Any) -> Any:
+def readable(name: str, value: Any) -> Any:
+    """Write a fact about a datastore for people."""
     if name == "bytes":
         return output.size(value)
     return output.count(value) if isinstance(value, int) else value
