@@ -9,6 +9,7 @@ import typer
 
 from knnlm_store.cli import (
     alias,
+    bundle,
     copy,
     doctor,
     documents,
@@ -53,6 +54,8 @@ app.command(rich_help_panel=MANAGE)(stores.ls)
 app.command(rich_help_panel=MANAGE)(stores.info)
 app.command(rich_help_panel=MANAGE, epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(rich_help_panel=MANAGE, epilog=copy.EXAMPLES)(copy.copy)
+app.command(rich_help_panel=MANAGE, epilog=bundle.EXPORT_EXAMPLES)(bundle.export)
+app.command(name="import", rich_help_panel=MANAGE, epilog=bundle.IMPORT_EXAMPLES)(bundle.import_)
 app.command(rich_help_panel=MANAGE)(stores.compact)
 app.command(rich_help_panel=MANAGE, epilog=alias.EXAMPLES)(alias.alias)
 app.command(rich_help_panel=MANAGE)(stores.rm)
