@@ -161,7 +161,7 @@ class _Search:
             [self.library.stores.index(store) for store in _stores(part)] for part in blend.parts
         ]
 
-    def answers(self, scored: Scored, filters: Sequence[DocumentFilter]) -> list[Answered]:
+    def answers(self, scored: Scored, filters: Sequence[DocumentFilter | None]) -> list[Answered]:
         """Search with a filter for each datastore."""
         found = self._search(scored.keys, filters)
         parts = zip(found, self._blend.parts, self._blend.weights.tolist(), strict=True)

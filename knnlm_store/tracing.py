@@ -79,17 +79,16 @@ class Library:
             for known in self._numbers
         ]
 
-    def leaving_out(self, documents: Iterable[str]) -> list[DocumentFilter]:
-        """Give each datastore's filter without these documents. Raises StoreError for unknown ids.
+    def leaving_out(self, documents: Iterable[str]) -> list[DocumentFilter | None]:
+        """Give each datastore's filter without these documents, None where it has none of them.
 
-        Entries of earlier versions that are still there are left out too.
+        Entries of earlier versions that are still there are left out too. Raises StoreError for
+        ids that no datastore has.
         """
         documents = list(documents)
         require_documents(self.stores, documents)
-        return [
-            DocumentFilter.leaving_out([n for d in documents for n in known.get(d, ())])
-            for known in self._numbers
-        ]
+        numbers = ([n for d in documents for n in known.get(d, ())] for known in self._numbers)
+        return [DocumentFilter.leaving_out(mine) if mine else None for mine in numbers]
 
     def find(self, stores: Int64, numbers: Int64) -> Int64:
         """Give each document's index in `documents`, int64 `[n]`, by datastore and number."""
