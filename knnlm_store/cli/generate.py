@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, opening, options, output, settling
-from knnlm_store.errors import ModelError, UsageError
+from knnlm_store.cli import common, opening, options, output, settling, traces
+from knnlm_store.cli.prompts import Asked, from_stdin, ids_of
 
 if TYPE_CHECKING:
+    from knnlm_store.attribution import Explanation
     from knnlm_store.generation import Counters, KnnLM
-    from knnlm_store.models import LanguageModel
 
 GENERATION = "Generation"
 EXAMPLES = options.examples(
@@ -45,6 +44,7 @@ def generate(
     policy: options.Policy = None,
     blend: options.Blend = None,
     blend_from: options.BlendFrom = None,
+    tune_from: options.TuneFrom = None,
     max_new_tokens: Annotated[
         int, options.option(GENERATION, "At most so many new tokens.", min=1)
     ] = 64,
@@ -95,28 +95,46 @@ def generate(
             GENERATION, "End with an error where the datastore fails or is late.", "--no-fallback"
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        options.option(
+            GENERATION, "Tell which documents made the text, computed anew after it.", "--explain"
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        options.option(GENERATION, "HTML file to write, with the text explained token by token."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Continue prompts with the datastore mixed in at every step.
 
     The text is written as it is made, prompt first.
     """
+    from knnlm_store import pages
+
     common.need_model_libraries()
-    asked = _Asked(
+    if html is not None:
+        pages.check_place(html, traces.PAGE)
+    asked = Asked(
         max_new_tokens, chat, sample, seed, sampling_temperature, top_p, num_beams,
         repetition_penalty, search_timeout,
     )  # fmt: skip
     where = common.locations(store, backend, name, url)
     blending = opening.read_blending(len(where), blend, blend_from)
+    tuning = opening.read_tuning(
+        len(where), tune_from,
+        temperature=temperature, lmbda=lmbda, policy=policy, blend=blend, blend_from=blend_from,
+    )  # fmt: skip
     policies = settling.one_policy(policy)
-    texts = prompts or _prompts_from_stdin()
-    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda}
+    texts = prompts or from_stdin()
+    said: dict[str, Any] = {"k": k, "temperature": temperature, "lmbda": lmbda, "tuning": tuning}
     with opening.opened(where, policies=policies, blending=blending, **said) as opened:
         language_model = opened.load(model, revision=revision, device=device, dtype=dtype)
         opened.announce()
         from knnlm_store.generation import KnnLM
 
-        ids = [_prompt_ids(language_model, text, asked) for text in texts]
+        ids = [ids_of(language_model, text, asked) for text in texts]
         opened.fit(language_model, common.batch_tokens(language_model, None))
         lm = KnnLM(language_model).use(
             opened.source, opened.mixture, timeout=search_timeout, fallback=not no_fallback
@@ -125,91 +143,43 @@ def generate(
         report = opened.report() if json else {}
         _seed(seed)
         results: list[dict[str, Any]] = []
+        explained: list[tuple[str, Explanation]] = []
         try:
             for text, tokens in zip(texts, ids, strict=True):
                 if results and not json:
                     typer.echo()
-                results.append(_continue(lm, text, tokens, asked, quiet=json))
+                result, made = _continue(lm, text, tokens, asked, quiet=json)
+                results.append(result)
+                if explain or html is not None:
+                    explained.append((traces.title_of(text), _explained(lm, opened, tokens, made)))
+                if explain:
+                    _tell(explained[-1][1], result, json)
         finally:
             _tell_fallbacks(lm.counters)
     if json:
         output.print_json({"generations": results, **report, **_counted(lm.counters)})
+    if html is not None:
+        traces.write_page(html, explained)
+    elif explain and not json:
+        output.say("For every token of it: --html FILE, or --json.")
 
 
-_POSITIVE = {
-    "sampling_temperature": "1 has no effect.",
-    "repetition_penalty": "1 has no effect.",
-    "search_timeout": "2 seconds is the default.",
-}
+def _explained(
+    lm: KnnLM, opened: opening.Opened, prompt: list[int], made: list[int]
+) -> Explanation:
+    from knnlm_store.explaining import explain
+
+    model, start = lm.language_model, len(prompt)
+    with output.status("explaining"):
+        return explain(model, opened.source, opened.mixture, [*prompt, *made], start)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """How the user wants text made. Raises UsageError for what cannot be right."""
-
-    max_new_tokens: int
-    chat: bool
-    sample: bool
-    seed: int | None
-    sampling_temperature: float | None
-    top_p: float | None
-    num_beams: int
-    repetition_penalty: float
-    search_timeout: float
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "sampling_temperature", "top_p"):
-            if getattr(self, name) is not None and not self.sample:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} needs --sample.", hint=f"Add --sample to {option}.")
-        for name, hint in _POSITIVE.items():
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} must be above 0, not {value}.", hint=hint)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(
-                f"--top-p must lie above 0 and up to 1, not {self.top_p}.", hint="Try --top-p 0.9."
-            )
-
-    @property
-    def streams(self) -> bool:
-        """Whether text can be shown as it is made: beams are chosen between at the end."""
-        return self.num_beams == 1
-
-    def options(self) -> dict[str, Any]:
-        """Give the arguments of transformers' generate()."""
-        chosen: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": self.sample,
-            "num_beams": self.num_beams,
-            "repetition_penalty": self.repetition_penalty,
-        }
-        if not self.sample:
-            return chosen | {"temperature": None, "top_p": None, "top_k": None}
-        # the checkpoint's own sampling settings would narrow this silently
-        return chosen | {
-            "temperature": 1.0 if self.sampling_temperature is None else self.sampling_temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": 0,
-        }
-
-
-def _prompts_from_stdin() -> list[str]:
-    hint = 'Name one, as in: knnlm-store generate --store STORE "The law", or pipe them in.'
-    if sys.stdin.isatty():
-        raise UsageError("There is no prompt.", hint=hint)
-    try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"Standard input is not UTF-8: byte {error.start} cannot be read.",
-            hint="Convert it first, for example with iconv.",
-        ) from error
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError("There is no prompt.", hint=hint)
-    return prompts
+def _tell(explanation: Explanation, result: dict[str, Any], json: bool) -> None:
+    if json:
+        result["explanation"] = explanation.json()
+    else:
+        typer.echo()
+        traces.show_documents(explanation)
 
 
 def _seed(seed: int | None) -> None:
@@ -220,9 +190,12 @@ def _seed(seed: int | None) -> None:
 
 
 def _continue(
-    lm: KnnLM, prompt: str, tokens: list[int], asked: _Asked, quiet: bool
-) -> dict[str, Any]:
-    """Generate from one prompt; streamed to stdout unless quiet or searched by beams."""
+    lm: KnnLM, prompt: str, tokens: list[int], asked: Asked, quiet: bool
+) -> tuple[dict[str, Any], list[int]]:
+    """Generate from one prompt; streamed to stdout unless quiet or searched by beams.
+
+    Gives what is reported, and the new tokens.
+    """
     import torch
     from transformers import TextStreamer
 
@@ -244,7 +217,8 @@ def _continue(
     text = tokenizer.decode(made, skip_special_tokens=True)
     if not quiet and not streams:
         typer.echo(text)
-    return {"prompt": prompt, "text": text, "tokens": len(made), "seconds": seconds}
+    result = {"prompt": prompt, "text": text, "tokens": len(made), "seconds": seconds}
+    return result, made.tolist()
 
 
 def _tell_fallbacks(counted: Counters) -> None:
@@ -273,22 +247,3 @@ def _padding(model: Any, tokenizer: Any) -> int | None:
     """Padding token; any will do for a batch of one, but generate() asks for it aloud."""
     choices = (model.generation_config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((token for token in choices if token is not None), 0)
-
-
-def _prompt_ids(model: LanguageModel, prompt: str, asked: _Asked) -> list[int]:
-    """Tokens of a prompt: by the chat template, or as the beginning of a document."""
-    ids = [model.document_start, *model.encode(prompt).tolist()]
-    if asked.chat:
-        if not getattr(model.tokenizer, "chat_template", None):
-            raise ModelError(f"{model.name} has no chat template.", hint="Leave --chat out.")
-        encoded = model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-        )
-        ids = list(encoded["input_ids"])
-    if model.limit is not None and len(ids) + asked.max_new_tokens > model.limit:
-        raise UsageError(
-            f"A prompt of {len(ids)} tokens and {asked.max_new_tokens} new ones exceed the "
-            f"{model.limit} that {model.name} can read.",
-            hint="Shorten the prompt, or lower --max-new-tokens.",
-        )
-    return ids
