@@ -24,7 +24,7 @@ from knnlm_store.models import LanguageModel, load
 from knnlm_store.values import Location
 from knnlm_store_milvus import MilvusBackend, connection, entries
 from tests.cli_support import python, run
-from tests.faults_commands import assert_told
+from tests.faults_commands import assert_told, kept_secret
 from tests.faults_servers import another_milvus, fill, small_disk
 from tests.faults_suite import FaultSuite
 from tests.faults_support import (
@@ -47,6 +47,14 @@ from tests.proxies import FALSE, Moods, grpc_proxy
 from tests.qdrant_front import certificate
 
 PASSWORD = "Distinctive-5f2c9e"
+
+
+@pytest.fixture(autouse=True)
+def _no_secret(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> Iterator[None]:
+    with kept_secret(TestFaults.key[1], caplog, capfd):
+        yield
 
 
 @pytest.fixture(scope="module")

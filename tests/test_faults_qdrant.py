@@ -24,6 +24,7 @@ from knnlm_store.models import LanguageModel
 from knnlm_store_qdrant import QdrantBackend
 from knnlm_store_qdrant.engine import acquire
 from tests.cli_support import run, write_corpus
+from tests.faults_commands import kept_secret
 from tests.faults_servers import EngineProcess, Killable, Outages, fill, running, small_disk
 from tests.faults_suite import FaultSuite
 from tests.faults_support import (
@@ -41,6 +42,14 @@ from tests.faults_support import (
 from tests.proxies import Moods, http_proxy
 
 KEY = "distinctive-key-5f2c9e"
+
+
+@pytest.fixture(autouse=True)
+def _no_secret(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> Iterator[None]:
+    with kept_secret(TestFaults.key[1], caplog, capfd):
+        yield
 
 
 @pytest.fixture(scope="module")
