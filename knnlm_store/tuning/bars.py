@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from knnlm_store.tuning.markup import Markup, joined
+from knnlm_store.html.markup import Markup, joined
 from knnlm_store.tuning.svg import WIDTH, Scale, box, figure, label, nice, rule, x_axis
 from knnlm_store.tuning.written import signed
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from knnlm_store.tuning.markup import Markup, joined
+from knnlm_store.html.markup import Markup, joined
 from knnlm_store.tuning.pictures import Buckets, Reliability
 from knnlm_store.tuning.svg import (
     WIDTH,

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from knnlm_store.tuning.markup import Markup, joined
+from knnlm_store.html.markup import Markup, joined
 from knnlm_store.tuning.pictures import Landscape
 from knnlm_store.tuning.svg import WIDTH, Point, Scale, box, dot, figure, label, line, rule
 from knnlm_store.tuning.written import LAMBDA, change, percent

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knnlm_store import pages
+from knnlm_store.html.markup import Markup, joined, table, tag
 from knnlm_store.tuning import sections
-from knnlm_store.tuning.markup import Markup, joined, table, tag
 from knnlm_store.tuning.page import page
 from knnlm_store.tuning.pictures import Pictures
 from knnlm_store.tuning.written import change, percent

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from knnlm_store.html.markup import Markup, joined, table, tag
+from knnlm_store.html.page import folded
 from knnlm_store.tuning import bars, curves, heatmap
-from knnlm_store.tuning.markup import Markup, joined, table, tag
-from knnlm_store.tuning.page import folded
 from knnlm_store.tuning.pictures import Buckets, Landscape, Reliability
 from knnlm_store.tuning.written import LAMBDA, or_none, signed, span
 

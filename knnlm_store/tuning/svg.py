@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from knnlm_store.tuning.markup import Markup, joined, tag
+from knnlm_store.html.markup import Markup, joined, tag
 from knnlm_store.tuning.written import tick
 
 WIDTH = 720
