@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from knnlm_store.attribution import Explanation
 from tests.cli_support import Run, run, write_corpus
+from tests.tuning_support import one_thread
 
 STORE, OTHER = "faiss:stores/law", "faiss:stores/other"
 HOSTILE = "The creditor \x1b[31m[bold]red[/bold] \u202eshall\r\n disclose"
@@ -28,6 +29,12 @@ TRACE = {
     *("token", "text", "p_lm", "p_knn", "lmbda", "p"),
     *("sources", "other_share", "p_without"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

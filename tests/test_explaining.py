@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,16 @@ from knnlm_store.several import Blend, Pool, Searchable
 from tests.explaining_support import by_hand, letters, scattered, without
 from tests.several_support import filled, scored_of
 from tests.tiny import tiny_model
-from tests.tuning_support import random_gate
+from tests.tuning_support import one_thread, random_gate
 
 KINDS = ("datastore", "gate", "pool", "blend")
 PLAIN = Mixture(12, 20.0, Fixed(0.6))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

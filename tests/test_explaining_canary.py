@@ -23,11 +23,18 @@ from tests.explaining_support import without
 from tests.ingest_support import put_documents
 from tests.several_support import TEXTS, filled
 from tests.tiny import tiny_model
+from tests.tuning_support import one_thread
 
 CANARY = "the code of the observatory is 7 marmalade giraffes, naïvely 🙂 at night."
 PROMPT = "the code of the observatory is"
 CANARY_ID = "t/3"
 MIXTURE = Mixture(6, 0.1, Fixed(0.95))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture
