@@ -6,5 +6,6 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from knnlm_store_milvus.backend import MilvusBackend
+from knnlm_store_milvus.embedded import LiteBackend
 
-__all__ = ["MilvusBackend"]
+__all__ = ["LiteBackend", "MilvusBackend"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from knnlm_store.values import (
     Neighbours,
     Spec,
 )
-from knnlm_store_milvus import aliasing, building, creation, indexes, lite, naming
+from knnlm_store_milvus import aliasing, building, creation, indexes, naming
 from knnlm_store_milvus.connection import Collection, Connection, visiting
 from knnlm_store_milvus.failures import NotLoaded, absent
 from knnlm_store_milvus.opening import Opened, holding, open_datastore
@@ -64,7 +64,14 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
 
     @classmethod
     def connect(cls, location: Location) -> Self:
-        """Bind to the datastore of that name, or that an alias of that name means now."""
+        """Bind to the datastore of that name, or that an alias of that name means now.
+
+        What is in a file is bound to by a LiteBackend.
+        """
+        if cls is MilvusBackend and not location.network:
+            from knnlm_store_milvus.embedded import LiteBackend  # which is made of this class
+
+            return cast("Self", LiteBackend(location))
         return cls(location)
 
     @classmethod
@@ -229,13 +236,6 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
         bare = found.removeprefix("milvus_lite-")
         server = f"milvus {found.removeprefix('v')}" if bare == found else f"milvus-lite {bare}"
         return {"pymilvus": version("pymilvus"), "server": server}
-
-    def size(self) -> int | None:
-        """Bytes of the datastore's folders in a file of Milvus Lite; a server does not tell."""
-        if self._place.lite is None or not self.exists():
-            return None
-        names = (self._name, naming.records_of(self._name))
-        return sum(lite.size_of(self._place.lite, name) for name in names)
 
     def close(self) -> None:
         """Close the channel, and the file if nobody else uses it; collections stay loaded."""
