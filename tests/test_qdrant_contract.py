@@ -12,12 +12,12 @@ from knnlm_store.testing.abilities import Abilities
 from knnlm_store.testing.base import Place, Scratch
 from knnlm_store.testing.truth import DIMENSION
 from knnlm_store.values import Location, Spec
-from knnlm_store_qdrant import QdrantBackend
+from knnlm_store_qdrant import EmbeddedBackend, QdrantBackend
 from tests.qdrant_support import LocalBackend, LocalMode
 from tests.servers import QDRANT, elsewhere
 
 
-class IndexedEarly(QdrantBackend):
+class IndexedEarly(EmbeddedBackend):
     """Has segments of one kilobyte indexed, so that the suite meets an index."""
 
     indexed_kilobytes = 1

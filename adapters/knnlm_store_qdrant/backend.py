@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 from knnlm_store.backend import Aliased, Indexed, VectorBackend
 from knnlm_store.errors import BackendUnavailable, StoreError, StoreNotFound, UsageError
@@ -61,7 +61,14 @@ class QdrantBackend(VectorBackend, Indexed, Aliased):
 
     @classmethod
     def connect(cls, location: Location) -> Self:
-        """Ask the server for its aliases, and bind to the datastore, or to what the alias means."""
+        """Ask the server for its aliases, and bind to the datastore, or to what the alias means.
+
+        What is in a folder is bound to by an EmbeddedBackend.
+        """
+        if cls is QdrantBackend and not location.network:
+            from knnlm_store_qdrant.embedded import EmbeddedBackend  # which is made of this class
+
+            return cast("Self", EmbeddedBackend.connect(location))
         collection = naming.collection_of(location.name)
         server = cls._reach(location)
         try:
@@ -238,12 +245,6 @@ class QdrantBackend(VectorBackend, Indexed, Aliased):
         with self._server.calling() as client:
             info = client.info()
         return {"qdrant-client": version("qdrant-client"), "server": f"{info.title} {info.version}"}
-
-    def size(self) -> int | None:
-        """Bytes on disk in the embedded mode; None for a server, which does not tell."""
-        if not self.exists():
-            return None
-        return self._server.size((self._collection, naming.records_of(self._collection)))
 
     def close(self) -> None:
         """Release connections and threads; the embedded engine ends with its last user."""

@@ -2,7 +2,7 @@
 
 The engine holds Python's lock while it optimises, minutes for a large collection, so a server
 that built its own indexes would be deaf. `build` runs `optimise.py` on a copy of the
-collection's files and waits.
+collection's files, or has it fill new ones from the copy, and waits.
 """
 
 from __future__ import annotations
@@ -20,27 +20,38 @@ import qdrant_edge as edge
 _PROGRAM = Path(__file__).with_name("optimise.py")
 
 
-def build(folder: Path, configuration: edge.EdgeConfig, go_on: Callable[[], bool]) -> bool | None:
+def build(
+    folder: Path,
+    configuration: edge.EdgeConfig,
+    go_on: Callable[[], bool],
+    source: Path | None = None,
+) -> bool | None:
     """Optimise the files in `folder`; was there anything to do? None if told to stop.
 
-    Raises RuntimeError if the process failed, OSError if it could not be started.
+    source: files whose points are to be put into new ones, in `folder`, first. Raises
+    RuntimeError if the process failed, OSError if it could not be started.
     """
-    edge.EdgeShard.load(str(folder), configuration).close()  # which keeps the configuration there
     # -P: neither the modules beside the program nor those where the user happens to be.
     command = [sys.executable, "-P", str(_PROGRAM), str(folder)]
+    if source is None:
+        what, shard = "building the index", edge.EdgeShard.load(str(folder), configuration)
+    else:
+        what, shard = "compacting", edge.EdgeShard.create(str(folder), configuration)
+        command.append(str(source))
+    shard.close()  # which keeps the configuration there
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
         try:
-            return _watched(process, go_on, errors)
+            return _watched(process, go_on, errors, what)
         finally:
             process.kill()
             process.communicate()
 
 
 def _watched(
-    process: subprocess.Popen[bytes], go_on: Callable[[], bool], errors: IO[bytes]
+    process: subprocess.Popen[bytes], go_on: Callable[[], bool], errors: IO[bytes], what: str
 ) -> bool | None:
     assert process.stdout is not None
     while True:
@@ -51,7 +62,7 @@ def _watched(
             if not go_on():
                 return None
     if code:
-        raise RuntimeError(f"building the index failed with status {code}: {last_line(errors)}")
+        raise RuntimeError(f"{what} failed with status {code}: {last_line(errors)}")
     return process.stdout.read() == b"optimized"
 
 

@@ -19,7 +19,8 @@ import qdrant_edge as edge
 from knnlm_store_qdrant.engine import settings as kept
 from knnlm_store_qdrant.engine.build import build
 from knnlm_store_qdrant.engine.files import Space, copy_tree, read_json, size_of, write_json
-from knnlm_store_qdrant.engine.refusal import Refused, engine, no_collection
+from knnlm_store_qdrant.engine.refusal import Refused, engine, failed, no_collection
+from knnlm_store_qdrant.engine.rewriting import Wishes
 from knnlm_store_qdrant.engine.settings import Settings
 
 ABOUT = "collection.json"
@@ -40,6 +41,7 @@ class Collection:
         self, folder: Path, space: Space, name: str, settings: Settings, files: str
     ) -> None:
         self.folder, self.name, self.settings = folder, name, settings
+        self.wishes = Wishes()
         self._space = space
         self._files = files
         self._shard: edge.EdgeShard | None = None
@@ -204,17 +206,42 @@ class Collection:
             self._sweep()
             self._log = None
 
-    def _built(self, files: str) -> bool:
-        """Build an index on a copy and take that over; False if the copy was overtaken."""
+    def rewrite_if_wanted(self) -> None:
+        """Put files without deleted points in the place of these, if somebody waits for it."""
+        self.wishes.grant(self._rewrite)
+
+    def _rewrite(self) -> None:
+        with self._writing:
+            self.shard.flush()  # which opens it, if nobody did
+            self._sweep_once()
+            self._log, self._logged, self._churn = [], 0, 0
+        try:
+            done = self._built(_new_name(), anew=True)
+        finally:
+            self._sweep()
+            self._log = None
+        if not done:
+            raise Refused(503, "Service unavailable: written to or changed faster than compacted")
+        if self._old_files():
+            raise failed("files from before compacting cannot be removed")
+
+    def _built(self, files: str, *, anew: bool = False) -> bool:
+        """Build an index on a copy and take that over; False if the copy was overtaken.
+
+        anew: take over new files, filled from the copy, whether there is an index to build or not.
+        """
+        source = self.folder / _new_name() if anew else None
         with self._writing:
             if self._gone:
                 return False
             self.flush()
-            self._space.check(2 * size_of(self.folder / self._files))
-            copy_tree(self.folder / self._files, self.folder / files)
+            self._space.check((3 if anew else 2) * size_of(self.folder / self._files))
+            copy_tree(self.folder / self._files, source or self.folder / files)
         configuration = kept.configuration(self.settings)
-        optimized = build(self.folder / files, configuration, lambda: self._log is not None)
-        return self._taken_over(files) if optimized else optimized is False
+        built = build(self.folder / files, configuration, lambda: self._log is not None, source)
+        if built or (anew and built is not None):
+            return self._taken_over(files)
+        return built is False
 
     def _taken_over(self, files: str) -> bool:
         """Bring the copy up to date and put it in the place of the old files."""
@@ -257,9 +284,12 @@ class Collection:
 
     def _sweep(self) -> None:
         """Remove files of an earlier or unfinished index; nothing if it was dropped meanwhile."""
-        for path in self.folder.glob("files-*"):
-            if FILES.fullmatch(path.name) and path.name != self._files:
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self._old_files():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _old_files(self) -> list[Path]:
+        found = self.folder.glob("files-*")
+        return [p for p in found if FILES.fullmatch(p.name) and p.name != self._files]
 
 
 def _new_name() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,7 +41,11 @@ class Node:
         self._collections: dict[str, Collection] = {}
         self._aliases: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._keepers = [self._keeper(Collection.tidy), self._keeper(Collection.build_if_due)]
+        self._keepers = [
+            self._keeper(Collection.tidy),
+            # in turns, for both put other files in the place of a collection's
+            self._keeper(Collection.rewrite_if_wanted, Collection.build_if_due),
+        ]
         self._attach()
 
     # -- names ---------------------------------------------------------------------------------
@@ -196,10 +201,10 @@ class Node:
         if self._lock is not None:
             self._lock.close()
 
-    def _keeper(self, work: Callable[[Collection], Any]) -> threading.Thread:
+    def _keeper(self, *works: Callable[[Collection], Any]) -> threading.Thread:
         def keep() -> None:
             while not self._stopping.wait(_TICK_SECONDS):
-                for collection in list(self._collections.values()):
+                for collection, work in product(list(self._collections.values()), works):
                     _tend(collection, work)
 
         return threading.Thread(target=keep, daemon=True)

@@ -184,6 +184,12 @@ def _index(node: Node, request: Request) -> Any:
     return request.updated()
 
 
+def _compact(node: Node, request: Request) -> Any:
+    """Ours, not Qdrant's: repeated with the same wish until it is completed."""
+    granted = node.get(request.name, write=True).wishes.granted(request.query.get("wish", ""))
+    return {"operation_id": None, "status": "completed" if granted else "acknowledged"}
+
+
 def _drop_index(node: Node, request: Request) -> Any:
     collection = node.get(request.name)
     collection.write(edge.UpdateOperation.delete_field_index(request.field))
@@ -203,6 +209,7 @@ _PATHS: list[tuple[str, dict[str, Route]]] = [
     ("/collections/NAME/points/query/batch", {"POST": _query_batch}),
     ("/collections/NAME/points/count", {"POST": _count}),
     ("/collections/NAME/points/scroll", {"POST": _scroll}),
+    ("/collections/NAME/compact", {"POST": _compact}),
     ("/collections/NAME/index", {"PUT": _index}),
     ("/collections/NAME/index/FIELD", {"DELETE": _drop_index}),
 ]
