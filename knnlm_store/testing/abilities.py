@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -46,27 +47,29 @@ class Abilities(Base):
         self.check(store, write(store, batch(FAR, QUERIES)), QUERIES)
 
     def test_compaction_keeps_what_is_left(self, scratch: Scratch) -> None:
-        """Only the deleted and the replaced go, and the datastore grows no larger."""
-        store = scratch.backend
+        """Only the deleted and the replaced go, whoever reads and writes meanwhile.
+
+        And an entry takes no more space than before.
+        """
+        store, other = scratch.backend, scratch.second()
         if not isinstance(store, Compactable):
             pytest.skip("nothing to compact")
-        parts = [batch(FAR + 10_000 * i, clustered(800, seed=i)) for i in range(3)]
-        write(store, *parts)
-        store.delete([FAR, FAR + 10_000])
-        replaced = batch(FAR + 20_000, clustered(800, seed=9), first=0)
-        write(store, replaced)
+        left = _worn(store)
+        self.check(other, left, QUERIES, k=20)
         before = store.size()
-        store.compact()
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(store.compact)
+            added = [write(other, batch(100 * i, clustered(20, seed=i))) for i in range(1, 11)]
+            whole = Entries.concatenate([left, *added])
+            self.check(other, whole, QUERIES, k=20)
+            done.result()
         after = store.size()
-        assert before is None or after is None or after <= before
-        assert store.count() == 800
-        self.check(store, replaced, QUERIES, k=20, with_keys=True)
+        assert before is None or after is None or after / len(whole) <= before / len(left)
         more = write(store, batch(5, clustered(20, seed=10)))
-        store = scratch.reopen()
-        both = Entries.concatenate([replaced, more])
-        self.check(store, both, QUERIES, k=20)
-        within = DocumentFilter.keeping([5])
-        self.check(store, both, QUERIES, k=30, within=within)
+        whole = Entries.concatenate([whole, more])
+        self._assert_whole(store, whole)
+        self._assert_whole(other, whole)
+        self._assert_whole(scratch.reopen(), whole)
 
     def test_an_alias_is_moved(self, place: Place, location: Location) -> None:
         """Who opens it gets what it means then; objects stay with what they opened."""
@@ -128,6 +131,13 @@ class Abilities(Base):
                 type(first).remove_alias(replace(location, name=name))
         assert second.get_records(["name"]) == {"name": b"second"}
 
+    def _assert_whole(self, store: VectorBackend, entries: Entries) -> None:
+        """Count, search and read what is left after `_worn` and a document 5 besides."""
+        assert store.count() == len(entries)
+        self.check(store, entries, QUERIES, k=20, with_keys=True)
+        self.check(store, entries, QUERIES, k=30, within=DocumentFilter.keeping([5]))
+        assert dict(store.scan_records("")) == {"kept": b"1"}
+
     def _two(self, place: Place) -> list[tuple[str, VectorBackend]]:
         """Two datastores with five entries each, and their names."""
         made = []
@@ -138,3 +148,12 @@ class Abilities(Base):
             write(store, batch(FAR + number, clustered(5, seed=number)))
             made.append((name, store))
         return made
+
+
+def _worn(store: VectorBackend) -> Entries:
+    """Write, replace and delete entries and records; gives the entries that are left."""
+    write(store, *(batch(FAR + 10_000 * i, clustered(800, seed=i)) for i in range(3)))
+    store.put_records({"kept": b"1", "gone": bytes(2000)})
+    store.delete([FAR, FAR + 10_000])
+    store.delete_records(["gone"])
+    return write(store, batch(FAR + 20_000, clustered(800, seed=9), first=0))
