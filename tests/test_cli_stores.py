@@ -11,7 +11,9 @@ import pytest
 from knnlm_store import intents
 from knnlm_store.datastore import Datastore
 from knnlm_store.intents import Intent
+from knnlm_store_qdrant.engine import acquire
 from tests.cli_support import TEXTS, contents, run, write_corpus
+from tests.qdrant_front import fronted
 
 STORE = "faiss:stores/law"
 
@@ -106,12 +108,23 @@ def test_compact() -> None:
     assert contents(STORE) == before
 
 
-def test_compact_builds_the_index_of_a_server(place: Path) -> None:
-    """Of backends that compact by themselves; it needs no model, unlike an ingest."""
+def test_compact_on_a_server(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compacts by itself, and is told to build the index; a folder's engine does both here."""
     assert run("copy", STORE, f"qdrant:{place}/engine/law").code == 0
-    done = run("compact", f"qdrant:{place}/engine/law")
-    assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("index: ")
+    here = run("compact", f"qdrant:{place}/engine/law")
+    assert (here.code, here.err) == (0, "")
+    assert re.fullmatch(r"[\d,.]+ .iB before, [\d,.]+ .iB after\nindex: .*\n", here.out)
+    endpoint = acquire(place / "engine")
+    monkeypatch.setenv("KNNLM_QDRANT_API_KEY", endpoint.api_key)
+    with fronted(endpoint) as front:
+        there = run("compact", front.location("law"))
+    endpoint.release()
+    assert (there.code, there.err) == (0, "")
+    assert there.out.startswith("deleted entries: the server takes them off its disks by itself")
+    assert "\nindex: " in there.out
+
+
+def test_compact_where_there_is_nothing_to_do() -> None:
     assert run("compact", "memory:").code == 1
 
 

@@ -155,5 +155,9 @@ def compact(store: StoreArgument) -> None:
             index = backend.build_index() if isinstance(backend, Indexed) else None
         if isinstance(backend, Compactable):
             typer.echo(f"{output.size(before)} before, {output.size(backend.size())} after")
+        elif backend.remote:
+            typer.echo(
+                "deleted entries: the server takes them off its disks by itself, in its time"
+            )
         if index or isinstance(backend, Indexed):
             typer.echo(f"index: {index or 'nothing to build'}")
