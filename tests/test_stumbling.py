@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import pytest
 import tenacity
@@ -15,8 +16,15 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.errors import BackendUnavailable
 from knnlm_store.ingest import ingest
 from knnlm_store.models import LanguageModel
-from knnlm_store.values import Entries, Int64, Location
-from tests.ingest_support import an_intent, assert_whole, corpus, dead_writer, store_of
+from knnlm_store.values import Entries, Int64
+from tests.ingest_support import (
+    an_intent,
+    assert_whole,
+    corpus,
+    dead_writer,
+    held,
+    new_store,
+)
 from tests.mutants.able import Able
 
 BEFORE = {"a": "one text", "b": "a second one"}
@@ -73,20 +81,31 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed() -> str:
-    """Name of a writer that was killed."""
-    return dead_writer()
+def before(shared_model: LanguageModel) -> Datastore:
+    return filled(shared_model, BEFORE)
 
 
-def filled(lm: LanguageModel, texts: Mapping[str, str], killed: str) -> Datastore:
+@pytest.fixture(scope="module")
+def after(shared_model: LanguageModel) -> Datastore:
+    return filled(shared_model, AFTER)
+
+
+def filled(lm: LanguageModel, texts: Mapping[str, str]) -> Datastore:
     """A datastore with a temperature, in which a killed writer left a document half done."""
-    backend = Stumbling(Location("able", "", ""))
-    backend.calls = itertools.count(1)
-    store = store_of(backend, lm)
+    store = new_store(lm)
     ingest(corpus(texts), lm, store)
-    intents.put(backend, [an_intent("s/a", 5, killed)])
+    intents.put(store.backend, [an_intent("s/a", 5, dead_writer())])
     keep_temperature(store)
     return store
+
+
+def twin(store: Datastore) -> Datastore:
+    """The same in a backend that can stumble."""
+    backend = Stumbling(store.location)
+    backend.calls = itertools.count(1)
+    backend.create(store.backend.spec(), dict(store.backend.scan_records("")))
+    backend.upsert(held(store))
+    return Datastore(store.location, backend, store.manifest)
 
 
 def stumbles(store: Datastore, at: int, work: Callable[[], object]) -> bool:
@@ -105,23 +124,20 @@ def assert_done(store: Datastore, temperature: float | None) -> None:
     assert stored_temperature(store) == temperature
 
 
-def test_an_ingest(shared_model: LanguageModel, killed: str) -> None:
-    lm = shared_model
+def test_an_ingest(before: Datastore, shared_model: LanguageModel) -> None:
     for at in itertools.count(1):
-        store = filled(lm, BEFORE, killed)
-        if not stumbles(store, at, lambda store=store: ingest(corpus(AFTER), lm, store)):
+        store = twin(before)
+        if not stumbles(store, at, partial(ingest, corpus(AFTER), shared_model, store)):
             break
         assert_done(store, None)
     assert at > 15
 
 
 @pytest.mark.parametrize("stumbling", ["source", "target"])
-def test_a_copy(shared_model: LanguageModel, killed: str, stumbling: str) -> None:
+def test_a_copy(before: Datastore, after: Datastore, stumbling: str) -> None:
     for at in itertools.count(1):
-        source = filled(shared_model, AFTER, killed)
-        target = filled(shared_model, BEFORE, killed)
-        chosen = {"source": source, "target": target}[stumbling]
-        if not stumbles(chosen, at, lambda s=source, t=target: copy(s, t)):
+        stores = {"source": twin(after), "target": twin(before)}
+        if not stumbles(stores[stumbling], at, partial(copy, *stores.values())):
             break
-        assert_done(target, stored_temperature(source))
+        assert_done(stores["target"], stored_temperature(after))
     assert at > (15 if stumbling == "target" else 2)
