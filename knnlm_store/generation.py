@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -54,8 +55,9 @@ class KnnLM:
     training mode refuses it.
     """
 
-    def __init__(self, language_model: LanguageModel) -> None:
+    def __init__(self, language_model: LanguageModel, *, domains: str | Path | None = None) -> None:
         self.language_model = language_model
+        self._domains = domains
         self.counters = Counters()
         self._used: Memories | None = None
         self._on = False
@@ -73,9 +75,19 @@ class KnnLM:
         self._handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
     @classmethod
-    def attach(cls, model: Any, tokenizer: Any, *, key: str = "last_ffn_input") -> KnnLM:
-        """Put the hooks on a loaded model; it stays plain until `use`."""
-        return cls(LanguageModel.wrap(model, tokenizer, key=key))
+    def attach(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        key: str = "last_ffn_input",
+        domains: str | Path | None = None,
+    ) -> KnnLM:
+        """Put the hooks on a loaded model; it stays plain until `use`.
+
+        domains: the file that names datastores, by default as domains.find finds it.
+        """
+        return cls(LanguageModel.wrap(model, tokenizer, key=key), domains=domains)
 
     def use(
         self,
@@ -87,6 +99,7 @@ class KnnLM:
     ) -> Self:
         """Mix this datastore in from the next forward pass on; several are pooled, or a Blend.
 
+        store: open, or a URI, or the name of a domain, which is looked up now, with its settings.
         mixture: how; by default as the datastore was calibrated, or else from its distances; of a
         pool never as calibrated, and at the median temperature. timeout: seconds that a step
         waits for a remote datastore (longer in proportion above 16 rows); None waits for ever.
@@ -138,7 +151,7 @@ class KnnLM:
 
     def _opening(self, timeout: float | None, fallback: bool) -> Opening:
         manifest = self.language_model.manifest()
-        return Opening(manifest, self.counters, timeout=timeout, fallback=fallback)
+        return Opening(manifest, self.counters, self._domains, timeout=timeout, fallback=fallback)
 
     def _switch(self, memories: Memories) -> Self:
         self._used = memories

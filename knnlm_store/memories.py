@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from knnlm_store import registry
 from knnlm_store.calibration import DEFAULT_K, default_mixture, settle
 from knnlm_store.datastore import Datastore
+from knnlm_store.domains import Domain, Domains, is_name
 from knnlm_store.errors import UsageError
 from knnlm_store.fallback import Guard, Outages
 from knnlm_store.manifest import Manifest
 from knnlm_store.mixture import Mixture
 from knnlm_store.several import Answered, Blend, Pool, Searchable, together
-from knnlm_store.values import Float32, Int64, Neighbours
+from knnlm_store.values import Float32, Int64, Location, Neighbours
 
 Source: TypeAlias = Datastore | str | Pool | Blend | Sequence[Datastore | str]
-"""What can be mixed in: a datastore or its URI, several of them to be pooled, or a blend."""
+"""What can be mixed in: a datastore, its URI or a domain's name, several of these, or a blend."""
 Row: TypeAlias = Source | tuple[Source, Mixture | None] | None
 """What one row is mixed with: with or without a mixture; None is the plain model."""
 
@@ -145,15 +148,24 @@ def _parts(memory: Memory, rows: Int64, found: _Found) -> list[Answered]:
 class Opening:
     """Opens, checks and guards what rows name; a with block that fails closes what it opened.
 
-    manifest: of the model that is to use them. options: Guard's.
+    manifest: of the model that is to use them. config: where domains stand, by default as
+    domains.find finds it; read once. options: Guard's.
     """
 
-    def __init__(self, manifest: Manifest, outages: Outages, **options: Any) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        outages: Outages,
+        config: str | Path | None = None,
+        **options: Any,
+    ) -> None:
         self._manifest = manifest
+        self._config = config
+        self._domains: Domains | None = None
         self._outages = outages
         self._options = options
         self._stack = ExitStack()
-        self._stores: dict[str, Datastore] = {}
+        self._stores: dict[Location, Datastore] = {}
         self._guards: dict[int, tuple[Searchable, Guard]] = {}
 
     def everywhere(self, source: Source, mixture: Mixture | None) -> Memories:
@@ -181,7 +193,10 @@ class Opening:
 
     def _memory(self, source: Source, mixture: Mixture | None) -> Memory:
         """Leave out parts that say nothing, so that they are not searched."""
-        parts = self._parts(source, mixture)
+        if isinstance(source, str) and is_name(source):
+            parts = self._parts_of(self._domain(source), mixture)
+        else:
+            parts = self._parts(source, mixture)
         return tuple(part for part in parts if part.weight and not part.mixture.is_plain)
 
     def _parts(self, source: Source, mixture: Mixture | None) -> list[Guarded]:
@@ -199,17 +214,37 @@ class Opening:
             for part, weight in zip(source.parts, source.weights, strict=True)
         ]
 
+    def _parts_of(self, domain: Domain, mixture: Mixture | None) -> list[Guarded]:
+        stores = [self._at(where) for where in domain.stores]
+        if domain.blend is not None:
+            each = [(store, mixture_for(store, **domain.settings)) for store in stores]
+            return self._parts(Blend(each, domain.blend), mixture)
+        source = stores[0] if len(stores) == 1 else Pool(stores)
+        return self._parts(source, mixture or mixture_for(source, **domain.settings))
+
     def _opened(self, source: Datastore | str | Pool | Sequence[Datastore | str]) -> Searchable:
         if isinstance(source, Datastore | Pool):
             return source
         if isinstance(source, str):
-            return self._by_name(source)
-        return Pool(self._by_name(s) if isinstance(s, str) else s for s in source)
+            return self._at(registry.parse(source))
+        return Pool(store for each in source for store in self._pooled(each))
 
-    def _by_name(self, uri: str) -> Datastore:
-        if uri not in self._stores:
-            self._stores[uri] = self._stack.enter_context(Datastore.open(uri))
-        return self._stores[uri]
+    def _pooled(self, source: Datastore | str) -> list[Datastore]:
+        if isinstance(source, Datastore):
+            return [source]
+        if is_name(source):
+            return [self._at(where) for where in self._domain(source).among_others()]
+        return [self._at(registry.parse(source))]
+
+    def _domain(self, name: str) -> Domain:
+        if self._domains is None:
+            self._domains = Domains.read(self._config)
+        return self._domains.named(name)
+
+    def _at(self, where: Location) -> Datastore:
+        if where not in self._stores:
+            self._stores[where] = self._stack.enter_context(Datastore.open(where))
+        return self._stores[where]
 
     def _guard(self, store: Searchable) -> Guard:
         if id(store) not in self._guards:
@@ -225,15 +260,24 @@ def _pair(row: Row) -> tuple[Source | None, Mixture | None]:
     return cast("Source | None", row), None
 
 
-def mixture_for(store: Searchable) -> Mixture:
-    """Give the mixture where none was named: of a datastore, its default.
+def mixture_for(
+    store: Searchable,
+    *,
+    k: int | None = None,
+    temperature: float | None = None,
+    lmbda: float | None = None,
+    policy: str | None = None,
+) -> Mixture:
+    """Give the mixture where none was named: of a datastore, its default; see calibration.settle.
 
     A pool has the default of datastores that nobody calibrated, at the median of their
     temperatures: what was fitted on one alone, whose entries may lie much denser, is not carried
     over. It is a guess until fitted on the pool.
     """
+    said: dict[str, Any] = {"temperature": temperature, "lmbda": lmbda, "policy": policy}
     if isinstance(store, Datastore):
-        return default_mixture(store)
+        return default_mixture(store, k=k, **said)
     # a calibration has its own k: naming one leaves it out
-    each = [settle(one, k=DEFAULT_K).mixture for one in store.stores]
+    k = DEFAULT_K if k is None else k
+    each = [settle(one, k=k, **said).mixture for one in store.stores]
     return replace(each[0], temperature=float(np.median([one.temperature for one in each])))
