@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from knnlm_store.cli import common, opening, options, output
+from knnlm_store.cli import common, naming, opening, options, output
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
@@ -26,6 +26,8 @@ def evaluate(
     inputs: options.Inputs,
     model: options.Model,
     store: options.Stores = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -66,7 +68,11 @@ def evaluate(
         encoding=encoding,
         limit=limit,
     )
-    where = common.locations(store, backend, name, url)
+    where, k, temperature, lmbda, chosen, blend = naming.named(
+        store, backend, name, url, domain=domain, config=config, k=k, temperature=temperature,
+        lmbda=lmbda, policy=policy, blend=blend, fitted=blend_from or tune_from,
+    )  # fmt: skip
+    policy = [chosen] if isinstance(chosen, str) else chosen
     blending = opening.read_blending(len(where), blend, blend_from, reading)
     tuning = opening.read_tuning(
         len(where), tune_from, reading,

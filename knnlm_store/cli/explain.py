@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, opening, options, output, settling, texts, traces
+from knnlm_store.cli import common, naming, opening, options, output, settling, texts, traces
 from knnlm_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def explain(
         Path | None, options.option(EXPLAINING, "HTML file to write, to look at in a browser.")
     ] = None,
     store: options.Stores = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -78,7 +80,10 @@ def explain(
     common.need_model_libraries()
     if html is not None:
         pages.check_place(html, traces.PAGE)
-    where = common.locations(store, backend, name, url)
+    where, k, temperature, lmbda, policy, blend = naming.named(
+        store, backend, name, url, domain=domain, config=config, k=k, temperature=temperature,
+        lmbda=lmbda, policy=policy, blend=blend, fitted=blend_from or tune_from,
+    )  # fmt: skip
     blending = opening.read_blending(len(where), blend, blend_from)
     tuning = opening.read_tuning(
         len(where), tune_from,

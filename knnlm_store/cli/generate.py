@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, opening, options, output, settling, traces
+from knnlm_store.cli import common, naming, opening, options, output, settling, traces
 from knnlm_store.cli.prompts import Asked, from_stdin, ids_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def generate(
         ),
     ] = None,
     store: options.Stores = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -120,7 +122,10 @@ def generate(
         max_new_tokens, chat, sample, seed, sampling_temperature, top_p, num_beams,
         repetition_penalty, search_timeout,
     )  # fmt: skip
-    where = common.locations(store, backend, name, url)
+    where, k, temperature, lmbda, policy, blend = naming.named(
+        store, backend, name, url, domain=domain, config=config, k=k, temperature=temperature,
+        lmbda=lmbda, policy=policy, blend=blend, fitted=blend_from or tune_from,
+    )  # fmt: skip
     blending = opening.read_blending(len(where), blend, blend_from)
     tuning = opening.read_tuning(
         len(where), tune_from,

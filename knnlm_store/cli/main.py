@@ -13,7 +13,9 @@ from knnlm_store.cli import (
     copy,
     doctor,
     documents,
+    domains,
     evaluate,
+    explain,
     forget,
     generate,
     ingest,
@@ -44,6 +46,7 @@ app.command(epilog=ingest.EXAMPLES)(ingest.ingest)
 app.command(name="eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(rich_help_panel=CHANGE, epilog=sync.ADD_EXAMPLES)(sync.add)
 app.command(rich_help_panel=CHANGE, epilog=sync.EXAMPLES)(sync.sync)
 app.command(rich_help_panel=CHANGE, epilog=forget.EXAMPLES)(forget.forget)
@@ -58,6 +61,7 @@ app.command(rich_help_panel=MANAGE, epilog=bundle.EXPORT_EXAMPLES)(bundle.export
 app.command(name="import", rich_help_panel=MANAGE, epilog=bundle.IMPORT_EXAMPLES)(bundle.import_)
 app.command(rich_help_panel=MANAGE)(stores.compact)
 app.command(rich_help_panel=MANAGE, epilog=alias.EXAMPLES)(alias.alias)
+app.add_typer(domains.app, name="domains", rich_help_panel=MANAGE)
 app.command(rich_help_panel=MANAGE)(stores.rm)
 
 

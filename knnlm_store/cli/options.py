@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,9 +40,22 @@ Stores = Annotated[
     option(
         STORE,
         "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law; may be repeated: the "
-        "nearest entries of all count alike, unless they are blended.",
+        "nearest entries of all count alike, unless they are blended. Or a domain's name.",
         "--store",
         show_default=False,
+    ),
+]
+DomainName = Annotated[
+    str | None,
+    option(STORE, "Instead of --store: a name that knnlm-store domains shows.", "--domain"),
+]
+Config = Annotated[
+    Path | None,
+    option(
+        STORE,
+        "The file that names domains.",
+        envvar="KNNLM_STORE_CONFIG",
+        show_default="knnlm.toml here or above",
     ),
 ]
 Backend = Annotated[
