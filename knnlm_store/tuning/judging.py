@@ -1,19 +1,22 @@
-"""(torch) What a policy does to text that it was not fitted to, at home and elsewhere."""
+"""What a policy does to text that it was not fitted to, at home and elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knnlm_store.interpolation import Float64, mix
-from knnlm_store.tuning.families import Candidate
 from knnlm_store.tuning.foreign import source_of
 from knnlm_store.tuning.sample import Sample
 from knnlm_store.tuning.table import Table
 from knnlm_store.values import Int64
+
+if TYPE_CHECKING:  # it trains gates, and so needs torch
+    from knnlm_store.tuning.families import Candidate
 
 HARM = 0.005
 """Share by which foreign text may grow harder, in perplexity."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from knnlm_store.datastore import Datastore
-from knnlm_store.tuning.cache import Reading
 from knnlm_store.tuning.sample import Sample
 from knnlm_store.values import Int64
+
+if TYPE_CHECKING:  # it runs models
+    from knnlm_store.tuning.cache import Reading
 
 NEAR = 0.25
 """Squared distance of a copy, in temperatures: an exact one, but for the rounding of int8 keys."""
