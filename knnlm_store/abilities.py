@@ -27,7 +27,11 @@ class Compactable(ABC):
 
     @abstractmethod
     def compact(self) -> None:
-        """Drop what was deleted from disk, and rebuild the index if there is one."""
+        """Drop what was deleted from disk, and rebuild the index if there is one.
+
+        No byte of what was deleted or replaced before is left in the datastore's files then. Others
+        may read and write meanwhile.
+        """
 
 
 class Aliased(ABC):
