@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from knnlm_store.errors import KnnlmError
     from knnlm_store.evaluation import evaluate
     from knnlm_store.explaining import explain
+    from knnlm_store.forgetting import forget
     from knnlm_store.generation import KnnLM
     from knnlm_store.mixture import Fixed, Mixture
     from knnlm_store.models import LanguageModel
@@ -46,6 +47,7 @@ else:
         "evaluate": "evaluation",
         "explain": "explaining",
         "fit_blend": "blending",
+        "forget": "forgetting",
     }
 
     def __getattr__(name):  # noqa: ANN001, ANN202  type checkers read the imports above
@@ -85,4 +87,5 @@ __all__ = [
     "evaluate",
     "explain",
     "fit_blend",
+    "forget",
 ]
