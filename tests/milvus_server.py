@@ -55,7 +55,8 @@ class MilvusProcess:
     def kill(self) -> None:
         """Kill it with all its children, as a power cut would."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import signal
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,12 +19,13 @@ from pymilvus import MilvusClient
 
 from knnlm_store import fallback, registry
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import BackendUnavailable, StorageFull
+from knnlm_store.errors import BackendUnavailable
 from knnlm_store.generation import KnnLM
-from knnlm_store.models import LanguageModel, load
+from knnlm_store.ingest import ingest
+from knnlm_store.models import LanguageModel
 from knnlm_store.values import Location
 from knnlm_store_milvus import MilvusBackend, connection, entries
-from tests.cli_support import python, run
+from tests.cli_support import run
 from tests.faults_commands import assert_told, kept_secret
 from tests.faults_servers import another_milvus, fill, small_disk
 from tests.faults_suite import FaultSuite
@@ -35,12 +37,14 @@ from tests.faults_support import (
     continued,
     hasty,
     ingested,
+    made_exact,
     mixing,
+    outcome_of,
     prompt,
     quiet_run,
     until,
 )
-from tests.ingest_support import held
+from tests.ingest_support import corpus
 from tests.milvus_server import TOKEN, MilvusProcess
 from tests.milvus_support import created, keys, of_keys
 from tests.proxies import FALSE, Moods, grpc_proxy
@@ -58,9 +62,22 @@ def _no_secret(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[MilvusProcess]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A small disk for the server; None where mounting one is refused."""
+    with ExitStack() as mounted:
+        disk = None
+        with suppress(pytest.skip.Exception):
+            disk = mounted.enter_context(small_disk(tmp_path_factory.mktemp("milvus"), "800m"))
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def server(disk: Path | None) -> Iterator[MilvusProcess]:
     """A server of its own, which asks for a password of ours."""
-    with another_milvus() as server:
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", disk and str(disk))
+            server = running.enter_context(another_milvus())
         client = MilvusClient(f"http://{server.root}", token=TOKEN, timeout=30)
         user, _, password = TOKEN.partition(":")
         client.update_password(user, password, PASSWORD)
@@ -219,48 +236,38 @@ def _mixes(lm: KnnLM, tokens: torch.Tensor) -> bool:
     return lm.counters.mixed > before
 
 
-# -- Milvus Lite -----------------------------------------------------------------------------------
+# -- no space --------------------------------------------------------------------------------------
 
 
-# of a file that Milvus Lite cannot close then
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_full_disk(tmp_path: Path, shared_model: LanguageModel) -> None:
-    """Nothing that was committed is lost, and it goes on once there is space."""
-    with small_disk(tmp_path, "16m") as disk:
-        uri = f"milvus:{disk}/file.db/law"
-        ingested(shared_model, uri, BEFORE)
-        ballast = fill(disk, leave=4096)
-        with pytest.raises(StorageFull) as caught:
-            ingested(shared_model, uri, AFTER)
-        said = f"Milvus at {disk}/file.db has no room left ([Errno 28] No space left on device)."
-        assert str(caught.value) == said
-        assert caught.value.hint == "Free some space or raise its quota, then run this again."
-        ballast.unlink()
-        with Datastore.open(uri) as store:
-            assert np.isin(held(quiet_run(shared_model, BEFORE)).ids, held(store).ids).all()
-        ingested(shared_model, uri, AFTER)
-        assert_as(uri, quiet_run(shared_model, BEFORE, AFTER))
-
-
-KILLED = """
-import os, signal, sys
-import pytest
-from knnlm_store.generation import KnnLM
-from knnlm_store.models import load
-from knnlm_store_milvus import MilvusBackend
-from tests.faults_support import AFTER, at_calls, hasty, ingested
-patcher = pytest.MonkeyPatch()
-hasty(patcher)
-at_calls(patcher, MilvusBackend, "_upsert", {4: lambda: os.kill(os.getpid(), signal.SIGKILL)})
-ingested(load(sys.argv[1], window=32), sys.argv[2], AFTER)
-"""
-
-
-def test_killed_while_it_writes_to_a_file(tmp_path: Path, saved_model: Path) -> None:
-    """The server of a file dies with the process; the next one finds the file whole and goes on."""
-    uri, lm = f"milvus:{tmp_path}/file.db/law", load(str(saved_model), window=32)
-    ingested(lm, uri, BEFORE)
-    root = Path(__file__).parent.parent
-    assert python(KILLED, saved_model, uri, cwd=root).code == -signal.SIGKILL
-    ingested(lm, uri, AFTER)
-    assert_as(uri, quiet_run(lm, BEFORE, AFTER))
+def test_full_disk_of_a_server(
+    server: MilvusProcess,
+    disk: Path | None,
+    uri: str,
+    shared_model: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Milvus ends when it cannot seal; started with some space, it has all it acknowledged."""
+    if disk is None:
+        pytest.skip("mounting a small disk is refused")
+    hasty(monkeypatch, give_up_after=0.2)
+    made_exact(shared_model, uri)
+    ingested(shared_model, uri, BEFORE)
+    ballast = fill(disk, leave=2**16)
+    with Datastore.open(uri) as store, suppress(BackendUnavailable):
+        ingest(corpus(AFTER), shared_model, store)  # its log may have room for all of this
+        assert isinstance(store.backend, MilvusBackend)
+        store.backend._connected().flush(store.location.name)
+    process = server.process
+    assert process is not None
+    until(lambda: process.poll() is not None, 60)
+    assert_told(run("info", uri), TestFaults.gone, server.root)
+    ballast.unlink()
+    server.kill()
+    server.start()
+    until(lambda: outcome_of(lambda: Datastore.open(uri).close()) == "", 90)
+    with Datastore.open(uri) as store:
+        kept = {document.name: document.version for document in store.documents()}
+        assert kept.keys() >= BEFORE.keys()
+        assert all(store.backend.count([v.number]) == v.tokens for v in kept.values())
+    ingested(shared_model, uri, AFTER)
+    assert_as(uri, quiet_run(shared_model, BEFORE, AFTER))
