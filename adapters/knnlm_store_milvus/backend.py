@@ -190,7 +190,7 @@ class MilvusBackend(VectorBackend, Indexed, Aliased):
     # -- index ---------------------------------------------------------------------------------
 
     def build_index(self) -> str | None:
-        """Have Milvus seal what is growing, and wait until all of it is indexed."""
+        """Have Milvus seal what is growing, and wait until searches of it use the index."""
         with self._using() as store:
             if store.entries.plan.type == "FLAT":
                 return None

@@ -1,7 +1,7 @@
 """Which index a datastore gets, and how broadly a search must look into it.
 
-Milvus indexes each sealed segment by itself and compares every key of the growing ones, so what
-is chosen holds for segments of any size.
+Milvus indexes each sealed segment by itself, so what is chosen holds for segments of any size. Keys
+of the others are compared one by one, or through an index of Milvus' own; see docs/milvus.md.
 """
 
 from __future__ import annotations
