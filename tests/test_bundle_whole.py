@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from knnlm_store import intents
 from knnlm_store.bundle import check, export_bundle, import_bundle, open_bundle, tables, writing
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import (
@@ -25,7 +26,8 @@ from knnlm_store.errors import (
 )
 from knnlm_store.values import Entries
 from tests.bundle_support import LENGTHS, NUMBERS, assert_equal, small, store_at
-from tests.ingest_support import assert_whole
+from tests.doctor_support import APART, entries
+from tests.ingest_support import an_intent, assert_whole, dead_writer
 
 
 @pytest.fixture
@@ -62,6 +64,16 @@ def test_a_document_that_changes_meanwhile_is_left_out(
         check(bundle)
         assert {d.version.number for d in bundle.documents()} == {*NUMBERS} - {gone}
         assert bundle.backend.count() == report.entries
+
+
+def test_what_is_unfinished_is_counted(store: Datastore, tmp_path: Path) -> None:
+    """It is no document yet, and not in the bundle."""
+    intents.put(store.backend, [an_intent("s/new", 99 * APART, dead_writer())])
+    store.backend.upsert(entries(np.ones((3, 16), np.float32), 99 * APART))
+    report = export_bundle(store, tmp_path / "bundle")
+    assert (report.unfinished, report.entries) == (1, sum(LENGTHS))
+    with open_bundle(tmp_path / "bundle") as bundle:
+        assert list(bundle.backend.scan_records("intent/")) == []
 
 
 def test_entries_that_cannot_be_are_not_exported(

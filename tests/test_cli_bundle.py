@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ from knnlm_store.bundle import writing
 from tests.bundle_support import small, store_at
 from tests.cli_support import TEXTS, contents, documents, files, python, run, write_corpus
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tuning_support import one_thread
 
 STORE = "faiss:stores/law"
 PAGE = (Path(__file__).parent.parent / "docs" / "bundles.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from knnlm_store.errors import StoreNotFound, UsageError
 from knnlm_store.generation import KnnLM
@@ -17,6 +20,7 @@ from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from tests.cli_support import finish
 from tests.several_support import TEXTS, filled, in_use
+from tests.tuning_support import one_thread
 
 FILE = """
 [domains.law]
@@ -45,15 +49,29 @@ MIXTURE = Mixture(8, 2.0, Fixed(0.6))
 LAW, MEDICAL = "faiss:stores/law", "faiss:stores/medical"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, shared_model: LanguageModel) -> Path:
+    folder = tmp_path_factory.mktemp("domains") / "stores"
+    for name, text in zip(("law", "medical"), TEXTS, strict=False):
+        filled(shared_model, text, uri=f"faiss:{folder}/{name}").close()
+    return folder
+
+
 @pytest.fixture
-def lm(model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnnLM:
+def lm(
+    model: Any, tokenizer: Any, stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> KnnLM:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KNNLM_STORE_CONFIG", raising=False)
     (tmp_path / "knnlm.toml").write_text(FILE)
-    language_model = LanguageModel.wrap(model, tokenizer, window=64)
-    for uri, text in ((LAW, TEXTS[0]), (MEDICAL, TEXTS[1])):
-        filled(language_model, text, uri=uri).close()
-    return KnnLM(language_model)
+    shutil.copytree(stores, tmp_path / "stores")
+    return KnnLM(LanguageModel.wrap(model, tokenizer, window=64))
 
 
 @torch.no_grad()
@@ -128,36 +146,45 @@ def test_a_pool_with_settings(lm: KnnLM) -> None:
 
 
 SWAP = """
-import sys, time
+import sys
 from knnlm_store.cli.main import main
-for i in range(10):
-    store = ("faiss:stores/medical", "faiss:stores/law")[i % 2]
-    sys.argv[1:] = ["domains", "set", "law", store]
+for store in sys.stdin:
+    sys.argv[1:] = ["domains", "set", "law", store.strip()]
     try:
         main()
     except SystemExit as ended:
         assert not ended.code, ended.code
     sys.stdout.flush()
-    time.sleep(0.05)
 """
 
 
 def test_ten_swaps_while_text_is_generated(lm: KnnLM, tokenizer: Any) -> None:
-    """No error, no step without a datastore, and a running generation keeps its own."""
-    model = lm.language_model.model
-    prompt = tokenizer("the creditor shall", return_tensors="pt")
-    used: list[str] = []
+    """No error, no step without a datastore; a running generation keeps its own."""
     command = [sys.executable, "-W", "error", "-c", SWAP]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while process.poll() is None or len(used) < 4:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+    told = process.stdout
+    assert told
+    answers: list[str] = []
+    used: list[str] = []
+
+    def swap(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """At the third token, by the other process."""
+        if ids.shape[1] == len(prompt.input_ids[0]) + 2:
+            print((MEDICAL, LAW)[len(used) % 2], file=process.stdin, flush=True)
+            answers.append(told.readline())
+        return scores
+
+    prompt = tokenizer("the creditor shall", return_tensors="pt")
+    swapping = LogitsProcessorList([swap])
+    for _ in range(10):
         store = in_use(lm.use("law"))
-        torch.manual_seed(0)
-        model.generate(**prompt, max_new_tokens=10, min_new_tokens=10, do_sample=False)
+        made = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+        lm.language_model.model.generate(**prompt, **made, logits_processor=swapping)
         assert in_use(lm) is store
         used.append(str(store.location))
-    done = finish(process)
-    assert (done.code, done.out.count("law -> ")) == (0, 10), done.err
-    assert set(used) == {LAW, MEDICAL}
+    assert (finish(process).code, used) == (0, [LAW, MEDICAL] * 5)
+    assert answers == [f"law -> {store}\n" for store in [MEDICAL, LAW] * 5]
     counters = lm.counters
-    assert counters.searched == counters.mixed == counters.steps == 10 * len(used)
+    assert counters.searched == counters.mixed == counters.steps == 60
     assert (counters.fallbacks, counters.failures) == (0, 0)
