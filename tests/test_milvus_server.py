@@ -102,11 +102,14 @@ def test_index(server: Location, options: dict[str, str], name: str) -> None:
 
 
 def test_largest_k(server: Location) -> None:
-    """As many neighbours as Milvus gives at all, in an index of little more keys."""
+    """As many neighbours as Milvus gives at all, in an index of little more keys that is in use."""
     store = created(server)
     held, queries = keys(17_000), keys(2, seed=1)
     store.upsert(of_keys(held))
     assert store.build_index() is not None
+    with store._connected().calling() as (client, timeout):
+        segments = client.list_loaded_segments(server.name, timeout=timeout)
+    assert sum(segment.num_rows for segment in segments if segment.index_id) == 17_000
     found = store.search(queries, LARGEST_K)
     assert found.tokens.shape == (2, 16_384)
     true = ((queries[:, None] - held) ** 2).sum(axis=2)
