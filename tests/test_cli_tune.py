@@ -220,26 +220,15 @@ def test_contamination_is_told(place: Path) -> None:
     assert done.json()["warnings"] == [warning]
 
 
-@pytest.mark.parametrize(
-    ("text", "message", "hint"),
-    [
-        (
-            b"the creditor",
-            "The validation text has 12 tokens; fitting needs at least 500.",
-            "Name more text that is not in the datastore.",
-        ),
-        (
-            b"x" * 499,
-            "The validation text has 499 tokens; fitting needs at least 500.",
-            "Name more text that is not in the datastore.",
-        ),
-    ],
-)
-def test_too_little_text(place: Path, text: bytes, message: str, hint: str) -> None:
+def test_too_little_text(place: Path) -> None:
     (place / "little").mkdir()
-    (place / "little" / "a.txt").write_bytes(text)
+    (place / "little" / "a.txt").write_bytes(b"x" * 499)
     before = contents(STORE)
-    assert tune("little").failure() == (1, message, hint)
+    assert tune("little").failure() == (
+        1,
+        "The validation text has 499 tokens; fitting needs at least 500.",
+        "Name more text that is not in the datastore.",
+    )
     assert kept() is None
     assert contents(STORE) == before
 

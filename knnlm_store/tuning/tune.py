@@ -39,12 +39,11 @@ TOLERANCE = 0.005
 class Tuned:
     """What `tune` found.
 
-    calibration: written already; of the plain model where nothing pays. rows: for each family what
-    it does to `valid` (held-out folds), to foreign text (the source that suffers most, and each),
-    and to `test`. groups: gain of the chosen one by frequency and by overlap, on `measured`.
-    tokens: that were looked at, by text; available: that there were. notes: what was done
-    otherwise than one may expect. warnings: what makes the figures doubtful. pictures: for a
-    report, if asked for.
+    calibration: written already; of the plain model where nothing pays. rows: what each family
+    does to `valid` (held-out folds), to foreign text (the source that suffers most, and each), and
+    to `test`. groups: gain of the chosen one by frequency and by overlap, on `measured`. tokens:
+    that were looked at, by text; available: that there were. notes: what one might not expect.
+    warnings: what makes the figures doubtful. pictures: for a report, if asked for.
     """
 
     calibration: Calibration | None = None
@@ -209,8 +208,7 @@ class _Pass:
 
 
 def _drawn(name: str, tokens: int, reading: Reading) -> str:
-    first = "the first " if reading.is_cut else ""
-    kind = {"valid": "validation"}.get(name, name)
+    kind, first = {"valid": "validation"}.get(name, name), "the first " * reading.is_cut
     return (
         f"{tokens:,} of {first}{reading.available:,} tokens of the {kind} text were used, from "
         f"{len(reading.names):,} of {reading.documents:,} documents."
@@ -269,12 +267,11 @@ def _scored(read: _Pass, test: Texts, most: int, fit: _Fit) -> Sample:
     """Read text that is only scored, under every family."""
     read.k = fit.k
     scored, reading = read("test", test, most)
-    tuned, near = read.tuned, NEAR * fit.start
-    tuned.warnings += contamination(read.store, scored, reading, "test", near)
+    tuned = read.tuned
+    tuned.warnings += contamination(read.store, scored, reading, "test", NEAR * fit.start)
     tuned.rows[PLAIN]["test"] = summary(scored.log_lm, scored.log_lm)
     for choice in fit.choices:
-        log_p = scored.log_p(choice.mixture)
-        tuned.rows[choice.family]["test"] = summary(log_p, scored.log_lm)
+        tuned.rows[choice.family]["test"] = summary(scored.log_p(choice.mixture), scored.log_lm)
     return scored
 
 
