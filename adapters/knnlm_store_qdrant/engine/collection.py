@@ -239,9 +239,8 @@ class Collection:
             copy_tree(self.folder / self._files, source or self.folder / files)
         configuration = kept.configuration(self.settings)
         built = build(self.folder / files, configuration, lambda: self._log is not None, source)
-        if built or (anew and built is not None):
-            return self._taken_over(files)
-        return built is False
+        overtakes = built or (anew and built is False)
+        return self._taken_over(files) if overtakes else built is False
 
     def _taken_over(self, files: str) -> bool:
         """Bring the copy up to date and put it in the place of the old files."""
