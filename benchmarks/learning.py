@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.states import States
+from benchmarks.states import States, spread
 from knnlm_store import exact
 from knnlm_store.transform import Transform
-from knnlm_store.values import Float32, Int64
+from knnlm_store.values import Float32
 
 CANDIDATES, ROWS, ROUNDS, RATE = 256, 64, 6, {"weights": 0.02, "projection": 3e-4}
 QUERIES = 4_000
@@ -72,7 +72,7 @@ def learned_map(start: Transform, kind: str, keys: States, queries: States) -> T
     lesson, temperature = _lesson(start, keys, queries)
     torch.manual_seed(0)
     metric = Metric(start, kind, temperature)
-    owners = queries.documents[_spread(len(queries))]
+    owners = spread(queries, QUERIES).documents
     held = torch.from_numpy(np.flatnonzero(owners % 4 == 3))
     shown = torch.from_numpy(np.flatnonzero(owners % 4 != 3))
     optimiser = torch.optim.Adam(metric.parameters(), RATE[kind])
@@ -95,7 +95,7 @@ def _loss(metric: Metric, lesson: Lesson, rows: Tensor) -> float:
 
 
 def _lesson(start: Transform, keys: States, queries: States) -> tuple[Lesson, float]:
-    asked = queries[_spread(len(queries))]
+    asked = spread(queries, QUERIES)
     hidden: Float32 = keys.last_ffn_input - start.mean
     mapped: Float32 = hidden @ start.matrix
     wanted: Float32 = asked.last_ffn_input - start.mean
@@ -109,8 +109,3 @@ def _lesson(start: Transform, keys: States, queries: States) -> tuple[Lesson, fl
         torch.from_numpy(right),
         torch.from_numpy(asked.log_lm.astype(np.float32)),
     ), temperature
-
-
-def _spread(n: int) -> Int64:
-    """Rows of at most QUERIES queries, from all of a text."""
-    return np.arange(0, n, max(1, n // QUERIES))[:QUERIES]

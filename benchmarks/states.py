@@ -69,6 +69,11 @@ class States:
 _ROWS = [field.name for field in fields(States) if field.name != "names"]
 
 
+def spread(text: States, most: int) -> States:
+    """Take tokens of all documents."""
+    return text[np.arange(0, len(text), max(1, len(text) // most))[:most]]
+
+
 def kept(name: str, work: Callable[[], States]) -> States:
     """Give the states kept under a name, or make and keep them."""
     place = ROOT / "states" / f"{name}.npz"
