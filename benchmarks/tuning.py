@@ -1,8 +1,8 @@
 """What `tune` reaches on real text: at home, where the datastore is the wrong one, and pooled.
 
 Documents up to TOKENS of TRAIN go into an exact datastore (int8 keys, the model's transform);
-policies are fitted on 15 thousand tokens of VALID. TEST is only scored: its first 28 thousand
-tokens at home, 8 thousand in the datastores of the other corpora. Hidden states are kept.
+policies are fitted on 15 thousand tokens of VALID. TEST is only scored: whole at home, its first 8
+thousand tokens in the datastores of the other corpora. Hidden states are kept.
 
 Run: python -m benchmarks.tuning [--point lm_head_input] NAME=TRAIN:TOKENS:VALID:TEST ...
 """
@@ -32,7 +32,7 @@ from knnlm_store.tuning.known import NEAR, without_known
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.tuning.tune import MOST, MOST_FOREIGN, TOLERANCE
 
-FITTED_ON, SCORED, SCORED_WRONG = 15_000, 28_000, 8_000
+FITTED_ON, SCORED_WRONG = 15_000, 8_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Text:
             name,
             states(train, Corpus([train]), int(tokens), for_store=True),
             states(valid, Corpus([valid]), FITTED_ON, even=True),
-            states(test, Corpus([test]), SCORED),
+            states(test, Corpus([test])),
         )
 
 
