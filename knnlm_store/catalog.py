@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from knnlm_store import intents, writers
@@ -28,6 +28,7 @@ from knnlm_store.intents import Intent
 from knnlm_store.values import MAX_ID
 
 _TIDY_PATIENCE = 5.0
+_TOGETHER = 256  # documents that are claimed and tidied together: a lease must last for them
 
 
 class Catalog:
@@ -37,9 +38,8 @@ class Catalog:
         self._backend = backend
         self._writer = writers.new_name()
         self._claimed: dict[str, Intent] = {}
-        self._ranges: list[tuple[int, int]] = []
+        self._ranges: list[tuple[int, int]] | None = None
         self._documents = {document.id: document for document in scan_all(backend)}
-        self._collect_ranges()
 
     def __len__(self) -> int:
         """Count the documents."""
@@ -60,11 +60,12 @@ class Catalog:
         The number hashes document and content, so that the same content gets the same ids
         again; where the range would touch another version's, a salt is added and recorded.
         """
+        ranges = self._known_ranges()
         for salt in itertools.count():
             number = _hash(document, digest, salt)
-            if number + tokens < MAX_ID and self._is_free(number, tokens):
+            if number + tokens < MAX_ID and _is_free(ranges, number, tokens):
                 break
-        bisect.insort(self._ranges, (number, number + tokens))
+        bisect.insort(ranges, (number, number + tokens))
         return Version(number, tokens, digest, salt, size, time.time())
 
     # -- changing ------------------------------------------------------------------------------
@@ -112,7 +113,8 @@ class Catalog:
         self._require_entries([change.document.version for change in new])
         in_force = [change.document.replacing(now.get(change.id)) for change in new]
         self._put([*in_force, *_with_metadata(changes, now)])
-        self._settle(self._documents[c.id] for c in changes if c.id in self._documents)
+        there = (self._documents[c.id] for c in changes if c.id in self._documents)
+        self._settle(there, (self._claimed[change.id] for change in changes))
 
     def release(self, changes: Iterable[Change]) -> None:
         """Give claims up whose changes are made."""
@@ -127,37 +129,65 @@ class Catalog:
         documents = {intent.document for intent in found if intent.is_abandoned}
         documents |= {d.id for d in self._documents.values() if d.leaving}
         documents -= {intent.document for intent in found if not intent.is_abandoned}
-        return len(self._tidy(documents, _TIDY_PATIENCE)) if documents else 0
+        return len(self._tidy(documents, _TIDY_PATIENCE))
 
-    def forget(self, documents: Iterable[str], patience: float | None = None) -> set[str]:
-        """Remove documents and all their entries; gives the ids that other writers keep.
+    def forget(
+        self,
+        documents: Iterable[str],
+        patience: float | None = None,
+        versions: Mapping[str, int] | None = None,
+    ) -> set[str]:
+        """Remove documents and all their entries; gives the ids of those that stay.
 
         What dead writers left of them goes as well. From the first record that is written here a
         document counts as gone: a run that is killed is finished by the next `recover`, and the
-        call can be repeated. patience: see intents.claim.
+        call can be repeated. versions: numbers of those that are meant; a document with another
+        one stays, as do those that other writers keep. patience: see intents.claim.
         """
         wanted = set(documents)
-        return wanted - self._tidy(wanted, patience, forget=True)
+        done = self._tidy(wanted, patience, lambda document: _is_meant(document, versions))
+        return wanted - {document for document, gone in done.items() if gone}
 
     def _tidy(
-        self, documents: set[str], patience: float | None, *, forget: bool = False
-    ) -> set[str]:
-        """Claim documents and remove entries that are to go; gives those that we got."""
-        mine = [Intent(d, 0, False, self._writer, time.time()) for d in sorted(documents)]
+        self,
+        documents: set[str],
+        patience: float | None,
+        to_forget: Callable[[DocumentRecord], bool] = lambda _: False,
+    ) -> dict[str, bool]:
+        """Claim documents and remove what is to go, some at a time.
+
+        Gives those that we got, and whether the catalog has none of that id now.
+        """
+        done: dict[str, bool] = {}
+        wanted = sorted(documents)
         self.begin_writing()
         try:
-            claims = intents.claim(self._backend, mine, patience)
-            ours = [intent for intent in mine if intent.document in claims.won]
-            self._undo(ours, claims.abandoned)
-            now = self._read(intent.document for intent in ours)
-            if forget:
-                self._put([replace(document, forgotten=True) for document in now.values()])
-            self._settle(self._documents[document] for document in now)
-            intents.remove(self._backend, ours)
+            for start in range(0, len(wanted), _TOGETHER):
+                for document in self._tidy_some(
+                    wanted[start : start + _TOGETHER], patience, to_forget
+                ):
+                    done[document] = document not in self._documents
         finally:
             self.end_writing()
-        self._collect_ranges()
-        return {intent.document for intent in ours}
+        self._ranges = None  # ids of what is gone can be given again
+        return done
+
+    def _tidy_some(
+        self,
+        documents: list[str],
+        patience: float | None,
+        to_forget: Callable[[DocumentRecord], bool],
+    ) -> list[str]:
+        mine = [Intent(d, 0, False, self._writer, time.time()) for d in documents]
+        claims = intents.claim(self._backend, mine, patience)
+        ours = [intent for intent in mine if intent.document in claims.won]
+        self._undo(ours, claims.abandoned)
+        now = self._read(intent.document for intent in ours)
+        intents.renew(self._backend, ours)  # the wait may have taken long
+        self._put([replace(d, forgotten=True) for d in now.values() if to_forget(d)])
+        self._settle([self._documents[document] for document in now], ours)
+        intents.remove(self._backend, ours)
+        return [intent.document for intent in ours]
 
     def _intent(self, change: Change) -> Intent:
         number = change.document.version.number
@@ -202,10 +232,17 @@ class Catalog:
                 hint="Run the same command again.",
             )
 
-    def _settle(self, documents: Iterable[DocumentRecord]) -> None:
-        """Remove the entries of stale versions, and forgotten documents as a whole."""
+    def _settle(self, documents: Iterable[DocumentRecord], ours: Iterable[Intent]) -> None:
+        """Remove the entries of stale versions, and forgotten documents as a whole.
+
+        ours: the claims under which that is done. Raises StoreError, and touches no record, if
+        others took us for dead meanwhile: the records may be theirs.
+        """
         leaving = [document for document in documents if document.leaving]
+        if not leaving:
+            return
         self._delete([number for document in leaving for number in document.leaving])
+        intents.require(self._backend, ours)
         self._put([replace(d, stale=()) for d in leaving if not d.forgotten])
         gone = [document.id for document in leaving if document.forgotten]
         if gone:
@@ -218,17 +255,24 @@ class Catalog:
             self._backend.delete(numbers)
             self._backend.flush()
 
-    def _collect_ranges(self) -> None:
-        """Forget the ranges of versions that are gone, so that their ids can be given again."""
-        versions = (document.version for document in self._documents.values())
-        self._ranges = sorted((v.number, v.number + v.tokens) for v in versions)
+    def _known_ranges(self) -> list[tuple[int, int]]:
+        """Ranges of ids that are taken, sorted; those of versions that are gone are free."""
+        if self._ranges is None:
+            versions = (document.version for document in self._documents.values())
+            self._ranges = sorted((v.number, v.number + v.tokens) for v in versions)
+        return self._ranges
 
-    def _is_free(self, number: int, tokens: int) -> bool:
-        """Whether number..number + tokens, one unused id included, touches no known range."""
-        place = bisect.bisect_left(self._ranges, (number, 0))
-        before = self._ranges[place - 1][1] if place else -1
-        after = self._ranges[place][0] if place < len(self._ranges) else MAX_ID
-        return before < number and number + tokens < after
+
+def _is_free(ranges: list[tuple[int, int]], number: int, tokens: int) -> bool:
+    """Whether number..number + tokens, one unused id included, touches none of the ranges."""
+    place = bisect.bisect_left(ranges, (number, 0))
+    before = ranges[place - 1][1] if place else -1
+    after = ranges[place][0] if place < len(ranges) else MAX_ID
+    return before < number and number + tokens < after
+
+
+def _is_meant(document: DocumentRecord, versions: Mapping[str, int] | None) -> bool:
+    return versions is None or versions.get(document.id) == document.version.number
 
 
 def _is_in_force(change: Change, now: Mapping[str, DocumentRecord]) -> bool:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from knnlm_store import calibrated, history, intents
-from knnlm_store.backend import Compactable, Indexed
+from knnlm_store.backend import Compactable, Indexed, VectorBackend
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
 from knnlm_store.datastore import Datastore
-from knnlm_store.documents import DocumentRecord
+from knnlm_store.documents import DocumentRecord, read, scan_all
 from knnlm_store.errors import StoreError, UsageError
 from knnlm_store.retry import retrying
-from knnlm_store.values import DocumentFilter, Float32
+from knnlm_store.values import DocumentFilter, Float32, Int64
 
 _AT_ONCE = 256  # documents that are claimed and removed together
 _SAMPLED, _KEYS, _K = 64, 8, 16  # documents whose keys are searched for, keys of each, neighbours
@@ -30,7 +30,8 @@ class Proof:
 
     by_id: entries whose id is one of theirs, among all entries of the datastore. by_filter: what a
     count by document gives. by_search: neighbours that are theirs, in searches for `keys` of their
-    own keys, with and without a filter. records: of theirs in the catalog.
+    own keys, with and without a filter. records: of theirs in the catalog. Versions that a killed
+    run left are looked for as well.
     """
 
     by_id: int
@@ -47,7 +48,7 @@ class Proof:
 
 @dataclass
 class ForgetReport:
-    """What a run forgot. refused: ids of documents that another process is writing."""
+    """What a run forgot. refused: ids of documents that another process is writing, or wrote."""
 
     documents: list[str] = field(default_factory=list)
     entries: int = 0
@@ -67,8 +68,9 @@ def choose(
     """Find the documents that are meant, by id, or by `where`; sorted ids.
 
     where: pairs that must all fit: `source`, or a key of the metadata, with its value as text. A
-    document that a killed run left half written can be named by its id. Raises UsageError where
-    nothing is named, StoreError for an id that is not there, or where no document fits.
+    document that a killed run left half written, or half forgotten, counts as well. Raises
+    UsageError where nothing is named, StoreError for an id that is not there, or where no document
+    fits.
     """
     ids = set(ids)
     if bool(ids) == bool(where):
@@ -76,7 +78,7 @@ def choose(
             "Name documents, or say which by --where, but not both.",
             hint="For example: knnlm-store forget law/a.txt --store STORE",
         )
-    documents = {document.id: document for document in store.documents()}
+    documents = {document.id: document for document in scan_all(store.backend)}
     if where:
         chosen = sorted(d.id for d in documents.values() if fits(d, where))
         if not chosen:
@@ -113,35 +115,36 @@ def not_there(stores: Sequence[Datastore], unknown: str, documents: Iterable[str
 
 def forget(
     store: Datastore,
-    documents: Sequence[str],
+    documents: Iterable[str],
     *,
+    versions: Mapping[str, int] | None = None,
     verify: bool = False,
     patience: float | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ForgetReport:
     """Remove documents and all their entries; what it returned from, no LATEST search finds.
 
-    Killed at any instant, the next run of anything that writes finishes what was begun. verify:
-    prove it; costs a scan of all entries. patience: seconds to wait for another writer of one of
-    them. Raises what the backend raises once retries are used up.
+    Killed at any instant, the next run of anything that writes finishes what was begun. versions:
+    see Catalog.forget. verify: prove it; costs a scan of all entries. patience: seconds to wait
+    for another writer of one of them. Once `stop` gives True no more are begun. Raises what the
+    backend raises once retries are used up.
     """
-    started, report = time.monotonic(), ForgetReport()
-    catalog: Catalog = retrying()(Catalog, store.backend)
-    records = [known for d in documents if (known := catalog.get(d)) is not None]
-    sample = _keys(store, records) if verify else None
-    retrying()(forget_temperature, store)
-    for start in range(0, len(documents), _AT_ONCE):
+    started, report, again = time.monotonic(), ForgetReport(), retrying()
+    wanted = sorted(set(documents))
+    catalog: Catalog = again(Catalog, store.backend)
+    traces = again(_traces, store.backend, wanted)
+    keys = again(_keys, store, list(traces.values())) if verify else None
+    again(forget_temperature, store)
+    for start in range(0, len(wanted), _AT_ONCE):
         if stop():
             break
-        group = documents[start : start + _AT_ONCE]
-        refused = retrying()(catalog.forget, group, patience)
+        group = wanted[start : start + _AT_ONCE]
+        refused = again(catalog.forget, group, patience, versions)
         report.refused += sorted(refused)
         report.documents += [document for document in group if document not in refused]
-        progress(len(report.documents), len(documents))
-    gone = [record for record in records if record.id in set(report.documents)]
-    report.entries = sum(record.version.tokens for record in gone)
-    retrying()(forget_temperature, store)  # a reader may have taken it meanwhile
+    gone = [traces[document] for document in report.documents if document in traces]
+    report.entries = sum(trace.tokens for trace in gone)
+    again(forget_temperature, store)  # a reader may have taken it meanwhile
     report.seconds = time.monotonic() - started
     history.note(
         store.backend,
@@ -150,40 +153,73 @@ def forget(
         forgotten=len(report.documents),
         entries=report.entries,
     )
-    if sample is not None:
-        report.proof = _prove(store, gone, sample)
+    if keys is not None:
+        report.proof = again(_prove, store, gone, keys)
     return report
 
 
-def _keys(store: Datastore, records: Sequence[DocumentRecord]) -> Float32:
-    """Some keys of some of the documents, float32 `[n, d]`."""
-    step = max(1, len(records) // _SAMPLED)
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """What a document has in the datastore: numbers of all its versions, ids of the present one."""
+
+    document: str
+    numbers: tuple[int, ...]
+    tokens: int = 0
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.numbers[0], self.numbers[0] + self.tokens
+
+
+def _traces(backend: VectorBackend, documents: Iterable[str]) -> dict[str, _Trace]:
+    """Find the versions of documents: present, stale, and half written; by id."""
+    wanted = set(documents)
+    known = read(backend, wanted)
+    written: dict[str, set[int]] = {}
+    for intent in intents.scan(backend):
+        if intent.writes and intent.document in wanted:
+            written.setdefault(intent.document, set()).add(intent.number)
+    traces = {}
+    for document in wanted & (known.keys() | written.keys()):
+        record = known.get(document)
+        version = (record.version.number, *record.stale) if record else ()
+        rest = sorted(written.get(document, set()) - set(version))
+        tokens = record.version.tokens if record else 0
+        traces[document] = _Trace(document, (*version, *rest), tokens)
+    return traces
+
+
+def _keys(store: Datastore, traces: Sequence[_Trace]) -> tuple[Float32, Int64]:
+    """Some keys of some of the documents, float32 `[n, d]`, and the numbers they are of."""
+    step = max(1, len(traces) // _SAMPLED)
     found = [np.empty((0, store.manifest.key_dimension), np.float32)]
-    for record in records[::step][:_SAMPLED]:
-        numbers = [record.version.number]
-        for entries in store.backend.scan(with_keys=True, documents=numbers, batch_size=1024):
+    numbers = [n for trace in traces[::step][:_SAMPLED] for n in trace.numbers]
+    for number in numbers:
+        for entries in store.backend.scan(with_keys=True, documents=[number], batch_size=1024):
             found.append(entries.keys[:: max(1, len(entries) // _KEYS)][:_KEYS])
             break
-    return np.concatenate(found)
+    return np.concatenate(found), np.array(numbers, np.int64)
 
 
-def _prove(store: Datastore, gone: Sequence[DocumentRecord], keys: Float32) -> Proof:
+def _prove(store: Datastore, gone: Sequence[_Trace], sample: tuple[Float32, Int64]) -> Proof:
     """Look for what is left, in every way there is to find it."""
-    backend = store.backend
-    versions = sorted((record.version for record in gone), key=lambda version: version.number)
-    numbers = np.array([version.number for version in versions], np.int64)
+    backend, (keys, sampled) = store.backend, sample
+    numbers = np.array(sorted(n for trace in gone for n in trace.numbers), np.int64)
     if not len(numbers):
         return Proof(0, 0, 0, 0, 0)
-    ends = numbers + np.array([version.tokens for version in versions], np.int64)
-    by_id = by_search = 0
+    firsts, ends = np.array(sorted(trace.span for trace in gone), np.int64).T
+    by_id = by_filter = by_search = 0
     for entries in backend.scan():
-        place = np.searchsorted(numbers, entries.ids, side="right") - 1  # -1 before the first
-        by_id += int(((place >= 0) & (entries.ids < ends[place])).sum())
-    for within in (None, DocumentFilter.keeping(numbers)):
+        place = np.searchsorted(firsts, entries.ids, side="right") - 1  # -1 before the first
+        inside = (place >= 0) & (entries.ids < ends[place])
+        by_id += int((inside | np.isin(entries.documents, numbers)).sum())
+    for start in range(0, len(numbers), _AT_ONCE):
+        by_filter += backend.count(numbers[start : start + _AT_ONCE])
+    for within in (None, DocumentFilter.keeping(sampled)):
         found = backend.search(keys, _K, within=within)
         by_search += int(np.isin(found.documents, numbers).sum())
-    left = {record.id for record in gone} & {document.id for document in store.documents()}
-    return Proof(by_id, backend.count(numbers), by_search, len(left), len(keys))
+    left = len(read(backend, (trace.document for trace in gone)))
+    return Proof(by_id, by_filter, by_search, left, len(keys))
 
 
 def remains(store: Datastore) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -69,10 +69,11 @@ def check(
     counts, firsts, lasts = _census(watch(store.backend.scan()))
     report.entries = counts.total()
     known: set[int] = set()
+    leaving: list[DocumentRecord] = []
     for record in scan_all(store.backend):
         known.update((record.version.number, *record.stale))
         if record.leaving:
-            report.findings.append(_finding("unfinished", record, counts))
+            leaving.append(record)
         if record.forgotten:
             continue
         report.documents += 1
@@ -80,33 +81,59 @@ def check(
         whole = not tokens or (firsts.get(number), lasts.get(number)) == (0, tokens - 1)
         if (counts[number] != tokens or not whole) and _is_damaged(store, record, counts):
             report.findings.append(_finding("damaged", record, counts))
-    for intent in intents.scan(store.backend):
-        if intent.is_abandoned:
-            left = counts[intent.number] if intent.writes and intent.number not in known else 0
-            unfinished = Finding("unfinished", intent.document, intent.number, 0, left)
-            report.findings.append(unfinished)
+    report.findings += _unfinished(store.backend, leaving, counts, known)
     report.findings += _orphans(store.backend, counts, known)
     return report
 
 
 def mend(store: Datastore, report: Integrity) -> None:
-    """Undo what killed runs left, remove orphans, and take damaged documents out."""
-    started, backend = time.monotonic(), store.backend
-    catalog: Catalog = retrying()(Catalog, backend)
-    retrying()(catalog.recover)
-    orphans = [f.number for f in report.findings if f.kind == "orphan"]
-    claimed = {intent.number for intent in intents.scan(backend)}
+    """Undo what killed runs left, remove orphans, and take damaged documents out.
+
+    Looks again afterwards: `mended` is what is no longer found.
+    """
+    started, backend, again = time.monotonic(), store.backend, retrying()
+    catalog: Catalog = again(Catalog, backend)
+    again(catalog.recover)
+    orphans = [finding.number for finding in report.findings if finding.kind == "orphan"]
     for start in range(0, len(orphans), _GROUP):
-        group = [n for n in orphans[start : start + _GROUP] if n not in claimed]
-        retrying()(backend.delete, group)
-    retrying()(backend.flush)
-    damaged = [f.document for f in report.findings if f.kind == "damaged" and f.document]
-    refused = retrying()(catalog.forget, damaged) if damaged else set()
-    report.again = [document for document in damaged if document not in refused]
-    report.mended = len(report.findings) - len(refused)
+        again(_remove_orphans, backend, orphans[start : start + _GROUP])
+    damaged = {f.document: f.number for f in report.findings if f.kind == "damaged" and f.document}
+    kept = again(catalog.forget, damaged, versions=damaged)
+    report.again = sorted(damaged.keys() - kept)
     if report.findings:
-        retrying()(forget_temperature, store)
+        again(forget_temperature, store)
+    left = {(f.kind, f.document, f.number) for f in check(store).findings}
+    found = {(f.kind, f.document, f.number) for f in report.findings}
+    report.mended = len(found - left)
     history.note(backend, "mend", time.monotonic() - started, mended=report.mended)
+
+
+def _remove_orphans(backend: VectorBackend, numbers: list[int]) -> None:
+    """Remove entries of versions that still nobody knows of: writers first, then the catalog."""
+    suspects = set(numbers) - {intent.number for intent in intents.scan(backend)}
+    for record in scan_all(backend):
+        suspects -= {record.version.number, *record.stale}
+    backend.delete(sorted(suspects))
+    backend.flush()
+
+
+def _unfinished(
+    backend: VectorBackend,
+    leaving: list[DocumentRecord],
+    counts: Counter[int],
+    known: set[int],
+) -> Iterator[Finding]:
+    """What killed runs left: documents that still are to go, with nobody at it, and intents."""
+    claims = list(intents.scan(backend))
+    busy = {intent.document for intent in claims if not intent.is_abandoned}
+    now = read(backend, (record.id for record in leaving))
+    for record in leaving:
+        if record.id not in busy and now.get(record.id) == record:
+            yield _finding("unfinished", record, counts)
+    for intent in claims:
+        if intent.is_abandoned:
+            left = counts[intent.number] if intent.writes and intent.number not in known else 0
+            yield Finding("unfinished", intent.document, intent.number, 0, left)
 
 
 def _census(batches: Iterable[Entries]) -> tuple[Counter[int], dict[int, int], dict[int, int]]:

@@ -1,8 +1,8 @@
-"""Which documents left their source: what the datastore holds of it, and the source no longer."""
+"""Which documents left their source: what the datastore held of it, and a whole reading has not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from knnlm_store.corpus import Document, Problem
@@ -11,33 +11,54 @@ from knnlm_store.datastore import Datastore
 
 @dataclass
 class Seen:
-    """Takes note of the documents that pass through."""
+    """Takes note of the documents that pass through.
 
+    before: what the datastore held before the source was listed, ids to numbers of versions: what
+    another process brings in later is not taken for something that left.
+    """
+
+    before: dict[str, int] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
 
+    def look(self, store: Datastore) -> None:
+        """Note what the datastore holds."""
+        self.before = {d.id: d.version.number for d in store.documents()}
+
     def through(self, corpus: Iterable[Document | Problem]) -> Iterator[Document | Problem]:
-        """Pass a corpus through."""
+        """Pass a corpus through; a document that is empty now is there all the same."""
         for item in corpus:
             if isinstance(item, Document):
                 self.ids.add(item.id)
                 self.sources.add(item.source)
+            elif item.document is not None:
+                self.ids.add(item.document)
+                self.sources.add(item.document.partition("/")[0])
             yield item
 
 
 @dataclass(frozen=True, slots=True)
 class Leavers:
-    """Documents that left their sources: sorted ids; emptied: sources that have none left."""
+    """Documents that left their sources, with the versions that did.
 
-    documents: list[str]
+    emptied: sources that have none left, sorted.
+    """
+
+    documents: Mapping[str, int]
     emptied: list[str]
 
 
 def leavers(store: Datastore, sources: set[str], seen: Seen) -> Leavers:
     """Find what `store` holds of these sources that was not seen in a whole reading of them.
 
-    Documents of other sources are never among them.
+    Never among them: documents of other sources, and versions that came after `seen.look`.
     """
-    gone = [d for d in store.documents() if d.source in sources and d.id not in seen.ids]
-    emptied = {document.source for document in gone} - seen.sources
-    return Leavers(sorted(document.id for document in gone), sorted(emptied))
+    gone = {
+        document.id: document.version.number
+        for document in store.documents()
+        if document.source in sources
+        and document.id not in seen.ids
+        and seen.before.get(document.id) == document.version.number
+    }
+    emptied = {document.partition("/")[0] for document in gone} - seen.sources
+    return Leavers(gone, sorted(emptied))

@@ -40,9 +40,7 @@ def keys_of(name: str, text: str, dimension: int) -> Float32:
     return keys.astype(np.float32)
 
 
-def write(
-    backend: VectorBackend, texts: Mapping[str, str], metadata: Mapping[str, Any] | None = None
-) -> None:
+def write(backend: VectorBackend, texts: Mapping[str, str], *, source: str = SOURCE) -> None:
     """Add or replace documents, after mending what a killed run left."""
     catalog = Catalog(backend)
     catalog.recover()
@@ -50,12 +48,12 @@ def write(
     with DocumentWriter(backend, catalog, give_up_after=0.0) as writer:
         for name, text in texts.items():
             digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-            known = catalog.get(f"{SOURCE}/{name}")
+            known = catalog.get(f"{source}/{name}")
             if known is not None and known.version.digest == digest:
                 continue
             keys, tokens = keys_of(name, text, dimension), tokens_of(text)
-            version = catalog.new_version(f"{SOURCE}/{name}", digest, len(tokens), len(tokens))
-            change = Change(DocumentRecord(SOURCE, name, dict(metadata or {}), version))
+            version = catalog.new_version(f"{source}/{name}", digest, len(tokens), len(tokens))
+            change = Change(DocumentRecord(source, name, {}, version))
             writer.begin(change)
             if len(tokens):
                 writer.write(version, 0, keys, tokens)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from knnlm_store.corpus import Corpus
+from knnlm_store.datastore import Datastore
+from tests.changing import write
 from tests.cli_support import STORE, TEXTS, Run, contents, documents, run, write_corpus
 
 LORE = {"x.txt": "Once upon a time there was a creditor. " * 4}
@@ -127,7 +129,35 @@ def test_a_file_that_goes_while_it_is_read(place: Path, monkeypatch: pytest.Monk
     assert set(documents(STORE)) == LAW - {"law/b.md"} | {"lore/x.txt"}
 
 
-@pytest.mark.parametrize("part", ["law/a.txt", "law/*.txt"])
+def test_what_another_process_brings_in_meanwhile_stays(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the source, not in the folder when that was listed, and newer than the listing."""
+    (place / "law" / "b.md").unlink()
+    opening = Corpus._open
+
+    def bringing(self: Corpus, target: object) -> object:
+        with Datastore.open(STORE) as store:
+            write(store.backend, {"late.txt": "a late text", "c": "of another"}, source="law")
+        return opening(self, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Corpus, "_open", bringing)
+    report = sync("law", "--prune", "--json").json()
+    assert report["pruned"]["documents"] == ["law/b.md"]
+    assert {"law/late.txt", "law/c"} <= set(documents(STORE))
+
+
+@pytest.mark.parametrize("empty", ["", "  \n"])
+def test_a_file_that_is_empty_is_still_there(place: Path, empty: str) -> None:
+    (place / "law" / "a.txt").write_text(empty)
+    before = contents(STORE)
+    done = sync("law", "--prune")
+    assert done.code == 0
+    assert "pruned: 0 documents, 0 entries" in done.out
+    assert contents(STORE) == before
+
+
+@pytest.mark.parametrize("part", ["law/a.txt", "law/*.txt", "hf:law:train"])
 def test_a_part_of_a_source_is_not_pruned_by(part: str) -> None:
     before = contents(STORE)
     code, message, hint = sync(part, "--prune").failure()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from knnlm_store.forgetting import choose, forget, remains
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.models import LanguageModel
-from knnlm_store.values import Entries, Int64, Location, Spec
+from knnlm_store.values import Int64, Location, Spec
+from tests.changing import CHANGES, Killed, fragile
 from tests.ingest_support import (
     a_version,
     an_intent,
@@ -37,37 +39,6 @@ from tests.ingest_support import (
 
 PLACE = Location("memory", "", "memory")
 TEXTS = {name: prose(i, 40 + 20 * i) for i, name in enumerate("abcd")}
-
-
-class Killed(BaseException):
-    """What a SIGKILL is to the code it hits."""
-
-
-class Dying(MemoryBackend):
-    """Dies before or right after the n-th change."""
-
-    left: float = float("inf")
-    after = False
-
-    def _change(self, call: Any, *arguments: Any) -> None:
-        self.left -= 1
-        if self.left < 0 and not self.after:
-            raise Killed
-        call(*arguments)
-        if self.left < 0:
-            raise Killed
-
-    def _upsert(self, entries: Entries) -> None:
-        self._change(super()._upsert, entries)
-
-    def _delete(self, documents: Int64) -> None:
-        self._change(super()._delete, documents)
-
-    def put_records(self, records: Mapping[str, bytes]) -> None:
-        self._change(super().put_records, records)
-
-    def delete_records(self, names: Sequence[str]) -> None:
-        self._change(super().delete_records, names)
 
 
 @pytest.fixture
@@ -107,7 +78,7 @@ def test_the_same_text_can_come_back(store: Datastore, shared_model: LanguageMod
 def test_killed_at_any_instant_the_next_run_finishes(after: bool) -> None:
     """Dead before the mark it is all there; from the mark on it is gone for every reader."""
     for fatal in range(20):
-        backend = Dying.connect(PLACE)
+        backend = MemoryBackend.connect(PLACE)
         backend.create(Spec(4), {})
         records = [
             DocumentRecord("s", name, {}, a_version(100 * (i + 1))) for i, name in enumerate("ab")
@@ -116,15 +87,14 @@ def test_killed_at_any_instant_the_next_run_finishes(after: bool) -> None:
         for record in records:
             backend.upsert(some_entries(record.version.number, 5))
         catalog = Catalog(backend)
-        backend.left, backend.after = fatal, after
-        try:
+        died = fragile(backend, fatal, after=after)
+        with suppress(Killed):
             catalog.forget(["s/a"])
-        except Killed:
-            pass
-        else:
+        if not died():
             assert fatal > 3
             break
-        backend.left = float("inf")
+        for name in CHANGES:
+            delattr(backend, name)
         gone = [document.id for document in scan(backend)] == ["s/b"]
         assert Catalog(backend).recover() == 1 or not list(intents.scan(backend))
         assert [document.id for document in scan_all(backend)] == (
@@ -142,6 +112,9 @@ def test_half_written_documents_can_be_named(store: Datastore) -> None:
     store.backend.upsert(some_entries(777, 3, width))
     report = forget(store, choose(store, ["s/half"]), verify=True)
     assert report.documents == ["s/half"]
+    assert report.proof is not None
+    assert report.proof.holds
+    assert report.proof.keys == 3
     assert store.backend.count([777]) == 0
     assert ids(store) == ["s/a", "s/b", "s/c", "s/d"]
     assert_whole(store)
@@ -202,6 +175,67 @@ def test_the_proof_fails_where_something_is_left(shared_model: LanguageModel) ->
     assert proof.by_id == proof.by_filter == len(TEXTS["a"])
     assert proof.by_search > proof.keys
     assert proof.records == 0
+
+
+def test_the_proof_looks_for_what_killed_runs_left(shared_model: LanguageModel) -> None:
+    backend = Keeping.connect(PLACE)
+    manifest = shared_model.manifest()
+    backend.create(Spec(manifest.dimension), manifest.records())
+    store = Datastore(PLACE, backend, manifest)
+    ingest(corpus(TEXTS), shared_model, store)
+    for number in (555, 777):
+        backend.upsert(some_entries(number, 3, manifest.dimension))
+    record = next(d for d in store.documents() if d.id == "s/a")
+    put_documents(backend, [replace(record, stale=(555,))])
+    intents.put(backend, [an_intent("s/half", 777, dead_writer())])
+    for name, left in (("s/half", 3), ("s/a", 3 + len(TEXTS["a"]))):
+        proof = forget(store, [name], verify=True).proof
+        assert proof is not None
+        assert (proof.by_id, proof.by_filter) == (left, left)
+
+
+def test_a_forgetting_that_was_killed_is_taken_up(store: Datastore) -> None:
+    """The same command finishes it, by the source as by the id."""
+    whole: tuple[dict[str, Any], ...] = (
+        {"where": {"source": "s"}},
+        {"ids": ["s/a", "s/b", "s/c", "s/d"]},
+    )
+    for again in whole:
+        for record in store.documents():
+            put_documents(store.backend, [replace(record, forgotten=True)])
+        assert store.backend.count() > 0
+        assert forget(store, choose(store, **again)).documents == ["s/a", "s/b", "s/c", "s/d"]
+        assert store.backend.count() == 0
+        for name in "abcd":
+            put_documents(store.backend, [DocumentRecord("s", name, {}, a_version(ord(name) * 99))])
+            store.backend.upsert(some_entries(ord(name) * 99, 5, store.manifest.key_dimension))
+
+
+def test_only_versions_that_are_meant_go(store: Datastore, shared_model: LanguageModel) -> None:
+    versions = {d.id: d.version.number for d in store.documents() if d.name in "ab"}
+    ingest([document("a", prose(9, 30))], shared_model, store)
+    report = forget(store, versions, versions=versions)
+    assert (report.documents, report.refused) == (["s/b"], ["s/a"])
+    assert ids(store) == ["s/a", "s/c", "s/d"]
+    assert_whole(store)
+
+
+def test_who_was_taken_for_dead_touches_no_record(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease runs out in a slow delete, and another writer commits meanwhile."""
+    catalog, delete = Catalog(store.backend), store.backend.delete
+
+    def slow(numbers: Any) -> None:
+        delete(numbers)
+        intents.remove(store.backend, list(intents.scan(store.backend)))
+        put_documents(store.backend, [DocumentRecord("s", "a", {}, a_version(4242))])
+
+    monkeypatch.setattr(store.backend, "delete", slow)
+    with pytest.raises(StoreError, match="took over"):
+        catalog.forget(["s/a"])
+    found = {d.id: d.version.number for d in store.documents()}
+    assert found["s/a"] == 4242
 
 
 def test_what_may_remain_is_said(store: Datastore) -> None:

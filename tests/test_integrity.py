@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from knnlm_store.integrity import Finding, check, mend
 from knnlm_store.models import LanguageModel
 from knnlm_store.values import Entries
 from tests.ingest_support import (
+    a_version,
     an_intent,
     assert_whole,
     corpus,
@@ -137,6 +140,46 @@ def test_what_comes_and_goes_meanwhile_is_no_finding(
 
     report = check(store, changing)
     assert report.findings == []
+
+
+def test_orphans_that_found_a_document_meanwhile_stay(store: Datastore) -> None:
+    store.backend.upsert(some_entries(777, 3, store.manifest.key_dimension))
+    report = check(store)
+    put_documents(
+        store.backend, [replace(records(store)["s/a"], name="new", version=a_version(777, 3))]
+    )
+    mend(store, report)
+    assert store.backend.count([777]) == 3
+    assert check(store).findings == []
+
+
+def test_what_others_are_forgetting_is_no_finding(store: Datastore) -> None:
+    live = writers.new_name()
+    writers.begin_work(live)
+    try:
+        intents.put(store.backend, [replace(an_intent("s/a", 0, live), writes=False)])
+        put_documents(store.backend, [replace(records(store)["s/a"], forgotten=True)])
+        assert check(store).findings == []
+    finally:
+        writers.end_work(live)
+    (finding,) = [f for f in check(store).findings if f.number]
+    assert (finding.kind, finding.document) == ("unfinished", "s/a")
+
+
+def test_what_could_not_be_mended_is_not_counted(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intents, "PATIENCE", 0.0)
+    lose(store, "s/b", 3)
+    report = check(store)
+    live = writers.new_name()
+    writers.begin_work(live)
+    try:
+        intents.put(store.backend, [an_intent("s/b", 555, live)])
+        mend(store, report)
+    finally:
+        writers.end_work(live)
+    assert (len(report.findings), report.mended, report.again) == (1, 0, [])
 
 
 def test_large_batches_and_small_ones_agree(store: Datastore) -> None:

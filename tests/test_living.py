@@ -98,12 +98,14 @@ class Living:
             if names:
                 forget(self.store, choose(self.store, names))
             return
+        seen = Seen()
+        seen.look(self.store)
         write(self.store.backend, what)
         if kind == "sync":
-            seen = Seen({f"{SOURCE}/{name}" for name in what}, {SOURCE})
+            seen.ids = {f"{SOURCE}/{name}" for name in what}
             gone = leavers(self.store, {SOURCE}, seen).documents
             if gone:
-                forget(self.store, gone)
+                forget(self.store, gone, versions=gone)
 
     def reopen(self) -> None:
         if self.uri == "memory:":  # ends with its object

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,12 @@ from knnlm_store.cli.stores import StoreArgument
 from knnlm_store.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from knnlm_store.datastore import Datastore
     from knnlm_store.documents import DocumentRecord
     from knnlm_store.integrity import Integrity
+    from knnlm_store.values import Entries
 
 EXAMPLES = options.examples(
     "knnlm-store documents faiss:stores/law",
@@ -117,6 +119,7 @@ def history(
     Runs are told by counts, without names: what was forgotten is named nowhere.
     """
     from knnlm_store import history as log
+    from knnlm_store.corpus.values import shown
     from knnlm_store.datastore import Datastore
 
     with Datastore.open(store) as opened:
@@ -133,7 +136,8 @@ def history(
         return
     for run in runs:
         counts = ", ".join(f"{output.count(n)} {what}" for what, n in run.counts.items())
-        typer.echo(f"{_when(run.at)}  {run.what:<8}{counts} ({output.duration(run.seconds)})")
+        line = shown(f"{run.what:<8}{counts}")
+        typer.echo(f"{_when(run.at)}  {line} ({output.duration(run.seconds)})")
     if not runs:
         output.say("Nothing is on record.")
 
@@ -173,16 +177,26 @@ def verify(
     from knnlm_store.datastore import Datastore
 
     with Datastore.open(store) as opened:
-        with output.status("reading all entries"):
-            report = integrity.check(opened)
+        with output.progress("verify", None) as bar:
+            entries = opened.backend.count()
+            report = integrity.check(opened, lambda batches: _watched(batches, entries, bar))
         if mend and report.findings:
-            integrity.mend(opened, report)
+            with output.status("mending"):
+                integrity.mend(opened, report)
     if json:
         output.print_json({"store": store, "whole": not report.findings} | report.json())
     else:
         _tell(report, store)
     if report.mended < len(report.findings) or report.again:
         raise typer.Exit(1)
+
+
+def _watched(batches: Iterable[Entries], total: int, bar: output.Progress) -> Iterator[Entries]:
+    started, done = time.monotonic(), 0
+    for entries in batches:
+        yield entries
+        done += len(entries)
+        bar.show_entries(done, total, time.monotonic() - started)
 
 
 def _tell(report: Integrity, store: str) -> None:

@@ -71,7 +71,8 @@ def forget(
     if report.refused:
         raise typer.Exit(1)
     if len(report.documents) < len(chosen):
-        output.say("Interrupted. Run the same command to go on.")
+        done, all_ = output.count(len(report.documents)), output.count(len(chosen))
+        output.say(f"Interrupted: {done} of {all_} documents are forgotten.")
         raise typer.Exit(130)
 
 

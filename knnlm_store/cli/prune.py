@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from knnlm_store.cli import output
+from knnlm_store.cli.interrupt import stop_on_interrupt
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
     from knnlm_store.datastore import Datastore
     from knnlm_store.forgetting import ForgetReport
     from knnlm_store.pruning import Leavers, Seen
+    from knnlm_store.values import Location
 
 
 class Prune:
@@ -28,27 +31,41 @@ class Prune:
         self.is_owed = False
         self._yes = yes
 
+    def look(self, where: Location) -> None:
+        """Note what the datastore holds, before the source is listed."""
+        from knnlm_store.datastore import Datastore
+        from knnlm_store.errors import StoreNotFound
+
+        with suppress(StoreNotFound), Datastore.open(where) as store:
+            self.seen.look(store)
+
     def run(self, store: Datastore, corpus: Corpus, *, quiet: bool) -> dict[str, Any]:
         """Prune, tell of it unless quiet, and give it as a JSON-able object."""
         from knnlm_store.forgetting import ForgetReport, forget
         from knnlm_store.pruning import leavers
+        from knnlm_store.retry import retrying
 
         if not corpus.complete:
             self.is_owed = True
             output.say("Nothing was pruned: not everything of the source could be read.")
             return {"pruned": ForgetReport().json()}
-        gone = leavers(store, corpus.sources, self.seen)
+        gone = retrying()(leavers, store, corpus.sources, self.seen)
         if gone.emptied and not self._yes:
             output.confirm(_question(gone))
-        report = forget(store, gone.documents) if gone.documents else ForgetReport()
-        self.is_owed = bool(report.refused)
+        report = ForgetReport()
+        if gone.documents:
+            with output.status("pruning"), stop_on_interrupt() as stop:
+                report = forget(store, gone.documents, versions=gone.documents, stop=stop)
+        self.is_owed = len(report.documents) < len(gone.documents)
         if not quiet:
             tell(report, "pruned")
         return {"pruned": report.json()}
 
 
 def _question(gone: Leavers) -> str:
-    names = ", ".join(gone.emptied)
+    from knnlm_store.corpus.values import shown
+
+    names = shown(", ".join(gone.emptied))
     count = sum(d.partition("/")[0] in gone.emptied for d in gone.documents)
     return f"Nothing was found of {names}. Forget all {output.count(count)} documents of it?"
 
@@ -62,4 +79,4 @@ def tell(report: ForgetReport, word: str) -> None:
         f"{output.count(report.entries)} entries"
     )
     for document in report.refused:
-        output.say(f"not forgotten, another process is writing it: {shown(document)}")
+        output.say(f"not forgotten, another process writes it: {shown(document)}")

@@ -129,6 +129,9 @@ def _read_in(
     common.need_model_libraries()
     corpus = Corpus(inputs, reading)
     where = common.location(**place, corpus=corpus)
+    if prune is not None:
+        prune.look(where)
+        corpus = Corpus(inputs, reading)  # listed after that look
     if must_exist:
         Datastore.open(where).close()
     wanted = Wanted(None, None, None, {})

@@ -79,10 +79,14 @@ def plan(inputs: Sequence[str], options: ReadOptions) -> list[Item]:
 
 
 def may_be_a_part(text: str) -> bool:
-    """Whether an argument names one text, or files by a pattern, of a source that has more."""
-    if text == "-" or text.startswith(HUB) or os.path.isdir(text):
+    """Whether an argument may name less than its source: a text, a pattern, a dataset's split."""
+    if text == "-" or os.path.isdir(text):
         return False
-    return _kind(text) is Kind.TEXT or (glob.has_magic(text) and not os.path.exists(text))
+    return (
+        text.startswith(HUB)
+        or _kind(text) is Kind.TEXT
+        or (glob.has_magic(text) and not os.path.exists(text))
+    )
 
 
 def _once(items: Iterable[Item]) -> Iterator[Item]:

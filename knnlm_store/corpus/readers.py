@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from knnlm_store.corpus.inputs import Target
 from knnlm_store.corpus.rows import Row
-from knnlm_store.corpus.values import Document, Problem, ReadOptions, reason, surrogate
+from knnlm_store.corpus.values import Document, Problem, ReadOptions, id_of, reason, surrogate
 
 _SNIFFED = 8192
 
@@ -29,7 +29,8 @@ def text_document(stream: BinaryIO, target: Target, options: ReadOptions) -> Doc
     if surrogate(text):
         return Problem(target.where, "The text holds a lone surrogate.", failed=True)
     if not text or text.isspace():
-        return Problem(target.where, "The document is empty.", failed=False)
+        document = id_of(target.source, target.name)
+        return Problem(target.where, "The document is empty.", failed=False, document=document)
     return Document(target.source, target.name, text, dict(options.metadata), len(data))
 
 

@@ -10,7 +10,7 @@ from datetime import date, time
 from typing import Any
 
 from knnlm_store.corpus.inputs import Target
-from knnlm_store.corpus.values import Document, Problem, ReadOptions, reason, surrogate
+from knnlm_store.corpus.values import Document, Problem, ReadOptions, id_of, reason, surrogate
 
 _LISTED = 8
 
@@ -70,7 +70,8 @@ def _read(
         yield Problem(row.where, str(error), failed=True)
         return
     if not text or text.isspace():
-        yield Problem(row.where, "The document is empty.", failed=False)
+        document = id_of(target.source, name)
+        yield Problem(row.where, "The document is empty.", failed=False, document=document)
         return
     metadata, problems = _metadata(row, options)
     yield from problems

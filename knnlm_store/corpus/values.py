@@ -36,7 +36,12 @@ class Document:
     @property
     def id(self) -> str:
         """Unique among all sources: a source's name holds no slash."""
-        return f"{self.source}/{self.name}"
+        return id_of(self.source, self.name)
+
+
+def id_of(source: str, name: str) -> str:
+    """Id of a document."""
+    return f"{source}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,14 @@ class Problem:
     """Something that was not read as asked: where it is and one sentence about it.
 
     `failed` says that something was lost which the user would want; otherwise it was skipped
-    harmlessly. `where` and `what` hold no line breaks.
+    harmlessly. `where` and `what` hold no line breaks. `document` is the id of a document that is
+    there, but has no text.
     """
 
     where: str
     what: str
     failed: bool
+    document: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
