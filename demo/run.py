@@ -32,13 +32,14 @@ def main() -> None:
     generate = ["generate", "--store", store, "--model", model, "--max-new-tokens", "12"]
     print("\n# without the datastore")
     run(*generate, "--lmbda", "0", PROMPT)
-    print("\n# with the datastore")
-    run(*generate, PROMPT)
+    print("\n# with the datastore, and the documents that made the difference")
+    run(*generate, "--explain", PROMPT)
     print(f"\nDone in {time.monotonic() - started:,.0f} s. For your own files, type:\n")
     print("  . .venv/bin/activate")
     print(f"  export KNNLM_STORE_MODEL={model}")
     print("  knnlm-store ingest --backend faiss --name mine FOLDER")
-    print('  knnlm-store generate --store faiss:stores/mine "The beginning of a sentence"')
+    print('  knnlm-store generate --store faiss:stores/mine --explain "The beginning of a sentence"')
+    print("  knnlm-store forget FOLDER/FILE --store faiss:stores/mine --verify")
 
 
 def write_corpus() -> None:
