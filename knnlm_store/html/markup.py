@@ -7,7 +7,7 @@ import re
 
 _UNREADABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_VOID = {"meta", "br", "rect", "line", "circle", "path"}
+_VOID = {"meta", "br", "input", "rect", "line", "circle", "path"}
 
 
 class Markup(str):
