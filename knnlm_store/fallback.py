@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from knnlm_store.errors import (
@@ -37,6 +38,7 @@ _GIVEN_UP = 4  # calls that may hang at once, each in a thread
 _GRACE = 1.1  # so that a client which keeps to the timeout says itself what was wrong
 _HINT = "See whether it is up; --search-timeout, or use(timeout=...) in Python, gives it longer."
 
+_NOT_HELD = nullcontext()
 _log = logging.getLogger(__name__)
 
 
@@ -63,8 +65,9 @@ class Guard:
 
     timeout: seconds that a search of up to 16 rows may take where the backend is remote, more
     rows longer in proportion; None waits for ever. fallback: False raises every error instead
-    of giving None, and knows no breaker. clock: seconds, for the breaker. Raises UsageError for
-    a timeout that cannot be right.
+    of giving None, and knows no breaker. clock: seconds, for the breaker. held: keeps the
+    datastore open, also for a search that nobody waits for any more. Raises UsageError for a
+    timeout that cannot be right.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Guard:
         timeout: float | None = TIMEOUT,
         fallback: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        held: AbstractContextManager[object] = _NOT_HELD,
     ) -> None:
         if timeout is not None and not 0 < timeout < math.inf:
             raise UsageError(
@@ -84,6 +88,7 @@ class Guard:
         self.remote = is_remote(store)
         self.store = store
         self._outages = outages
+        self._held = held
         self._timeout = timeout
         self._fallback = fallback
         self._breaker = Breaker(clock)
@@ -118,7 +123,8 @@ class Guard:
         seconds = self._timeout and self._timeout * max(1.0, len(queries) / ROWS)
 
         def search() -> Neighbours:
-            return self.store.search(queries, k, freshness=Freshness.FAST, timeout=seconds)
+            with self._held:
+                return self.store.search(queries, k, freshness=Freshness.FAST, timeout=seconds)
 
         if seconds is None or not self.remote:
             return search()

@@ -21,6 +21,7 @@ from knnlm_store.attribution import Explanation
 from knnlm_store.errors import ModelError
 from knnlm_store.explaining import TOP, explain
 from knnlm_store.fallback import TIMEOUT, Outages
+from knnlm_store.in_use import InUse
 from knnlm_store.keys import run_eagerly
 from knnlm_store.memories import Memories, Opening, Row, Source
 from knnlm_store.mixing import mix_parts
@@ -59,7 +60,7 @@ class KnnLM:
         self.language_model = language_model
         self._domains = domains
         self.counters = Counters()
-        self._used: Memories | None = None
+        self._used = InUse()
         self._on = False
         self._thread = _PerThread()
         model = language_model.model
@@ -106,7 +107,8 @@ class KnnLM:
         fallback: a step whose search fails or is late is the plain model's, bit for bit, and
         counted; in a blend only the part that failed is. False raises instead. Raises
         StoreMismatch if another model wrote the datastore or not all of a pool share a key space,
-        UsageError for a bad timeout; what was in use then stays in use.
+        UsageError for a bad timeout; what was in use then stays in use. What was opened by name is
+        closed after the next switch, once no step is in the middle of it.
         """
         return self._switch(self._opening(timeout, fallback).everywhere(store, mixture))
 
@@ -137,29 +139,27 @@ class KnnLM:
     ) -> Iterator[Self]:
         """`use` for a with block, after which all is as it was, switched on or off.
 
-        What the block opened, from a URI, it closes: where another thread may be in the middle of
-        a step, give an open datastore.
+        What the block opened, by name, is closed as after `use`.
         """
-        before, was_on = self._used, self._on
         mine = self._opening(timeout, fallback).everywhere(store, mixture)
-        with mine.opened:
-            try:
-                yield self._switch(mine)
-            finally:
-                self._used = before
-                self._on = self.language_model.tap.following = was_on
+        before, was_on = self._used.swap(mine), self._on
+        try:
+            yield self.on()
+        finally:
+            self._used.switch(before)
+            self._on = self.language_model.tap.following = was_on
 
     def _opening(self, timeout: float | None, fallback: bool) -> Opening:
         manifest = self.language_model.manifest()
         return Opening(manifest, self.counters, self._domains, timeout=timeout, fallback=fallback)
 
     def _switch(self, memories: Memories) -> Self:
-        self._used = memories
+        self._used.switch(memories)
         return self.on()
 
     def on(self) -> Self:
         """Mix again what `use` named last."""
-        if self._used is None:
+        if self._used.now is None:
             raise _nothing_in_use()
         self._on = self.language_model.tap.following = True
         return self
@@ -184,17 +184,18 @@ class KnnLM:
         ModelError where nothing is in use, UsageError where rows have memories of their own or
         what is in use is the plain model.
         """
-        if self._used is None:
-            raise _nothing_in_use()
         if isinstance(what, Tensor):
             what = (what[0] if what.ndim == 2 and len(what) == 1 else what).cpu().numpy()
-        blend = self._used.blend()
-        return explain(self.language_model, blend, None, what, start, top=top, without=without)
+        with self._used.holding() as used:
+            if used is None:
+                raise _nothing_in_use()
+            lm, blend = self.language_model, used.blend()
+            return explain(lm, blend, None, what, start, top=top, without=without)
 
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
         self.off()
-        self._used = None
+        self._used.switch(None)
         self._handle.remove()
         self.language_model.tap.remove()
 
@@ -204,8 +205,7 @@ class KnnLM:
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        used = self._used  # this pass keeps it, whatever another thread switches to
-        if not self._on or used is None or self._stands_aside():
+        if not self._on or self._stands_aside():
             return None
         if model.training and torch.is_grad_enabled():
             raise ModelError(
@@ -219,11 +219,9 @@ class KnnLM:
         wanted = self._wanted(input_ids, logits, kwargs)
         with self.counters.lock:
             self.counters.steps += 1
-        with torch.no_grad():
-            mixed = self._mix(used, logits, hidden, wanted)
-        if mixed is None:
-            return None
-        return replaced(model, output, place, mixed, kwargs)
+        with torch.no_grad(), self._used.holding() as used:
+            mixed = None if used is None else self._mix(used, logits, hidden, wanted)
+        return None if mixed is None else replaced(model, output, place, mixed, kwargs)
 
     def _stands_aside(self) -> bool:
         """Whether this pass is our own, or a draft by the model's first layers."""

@@ -21,6 +21,7 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.domains import Domain, Domains, is_name
 from knnlm_store.errors import UsageError
 from knnlm_store.fallback import Guard, Outages
+from knnlm_store.in_use import Held
 from knnlm_store.manifest import Manifest
 from knnlm_store.mixture import Mixture
 from knnlm_store.several import Answered, Blend, Pool, Searchable, together
@@ -58,13 +59,13 @@ class Memories:
 
     rows: index into `memories` for each row of a batch, or for each group of rows that a prompt
     became, int64 `[n]`; -1 is the plain model. everywhere: the one row stands for all of a batch
-    of any size. opened: closes what was opened for these.
+    of any size. held: what was opened for these.
     """
 
     memories: tuple[Memory, ...]
     rows: Int64
     everywhere: bool
-    opened: ExitStack
+    held: Held
 
     def owners(self, batch: int) -> Int64:
         """Index into `memories` for each row of a batch, int64 `[b]`; -1 where that is plain.
@@ -146,7 +147,7 @@ def _parts(memory: Memory, rows: Int64, found: _Found) -> list[Answered]:
 
 
 class Opening:
-    """Opens, checks and guards what rows name; a with block that fails closes what it opened.
+    """Opens, checks and guards what rows name, once; where that fails it closes what it opened.
 
     manifest: of the model that is to use them. config: where domains stand, by default as
     domains.find finds it; read once. options: Guard's.
@@ -165,6 +166,7 @@ class Opening:
         self._outages = outages
         self._options = options
         self._stack = ExitStack()
+        self._held = Held(self._stack)
         self._stores: dict[Location, Datastore] = {}
         self._guards: dict[int, tuple[Searchable, Guard]] = {}
 
@@ -182,14 +184,16 @@ class Opening:
         memories: list[Memory] = []
         known: dict[tuple[str | int, int], int] = {}
         indices = []
-        with self._stack:
+        with ExitStack() as failed:
+            failed.callback(self._held.leave)
             for source, mixture in map(_pair, rows):
                 what = source if isinstance(source, str) else id(source), id(mixture)
                 if what not in known:
                     known[what] = len(memories)
                     memories.append(() if source is None else self._memory(source, mixture))
                 indices.append(known[what] if memories[known[what]] else -1)
-            return Memories(tuple(memories), np.array(indices), everywhere, self._stack.pop_all())
+            failed.pop_all()
+        return Memories(tuple(memories), np.array(indices), everywhere, self._held)
 
     def _memory(self, source: Source, mixture: Mixture | None) -> Memory:
         """Leave out parts that say nothing, so that they are not searched."""
@@ -248,7 +252,7 @@ class Opening:
 
     def _guard(self, store: Searchable) -> Guard:
         if id(store) not in self._guards:
-            guard = Guard(store, self._outages, **self._options)
+            guard = Guard(store, self._outages, held=self._held, **self._options)
             store.require(self._manifest)
             self._guards[id(store)] = store, guard
         return self._guards[id(store)][1]

@@ -32,8 +32,8 @@ HELD_OUT = "the creditor shall disclose a thing; a consumer shall discuss the fe
 
 def in_use(lm: KnnLM) -> Datastore:
     """The one datastore that is mixed in."""
-    assert lm._used is not None
-    store = lm._used.memories[0][0].guard.store
+    assert lm._used.now is not None
+    store = lm._used.now.memories[0][0].guard.store
     assert isinstance(store, Datastore)
     return store
 

@@ -90,7 +90,7 @@ def test_a_domain_is_its_datastore_and_settings(lm: KnnLM) -> None:
     assert torch.equal(logits(lm.use("both")), logits(lm.use([LAW, MEDICAL], MIXTURE)))
     blended = logits(lm.use("blended"))
     assert not torch.equal(blended, logits(lm.use("both")))
-    weights = [part.weight for part in lm.use("blended")._used.memories[0]]  # type: ignore[union-attr]
+    weights = [part.weight for part in lm.use("blended")._used.now.memories[0]]  # type: ignore[union-attr]
     assert weights == [0.5, 0.3]
     with pytest.raises(UsageError, match="A blend has a mixture for each part"):
         lm.use("blended", MIXTURE)
@@ -140,7 +140,7 @@ def test_what_cannot_be_used(lm: KnnLM, tmp_path: Path) -> None:
 
 def test_a_pool_with_settings(lm: KnnLM) -> None:
     with lm.using([LAW, MEDICAL]) as pooled:
-        pool = pooled._used.memories[0][0].guard.store  # type: ignore[union-attr]
+        pool = pooled._used.now.memories[0][0].guard.store  # type: ignore[union-attr]
         assert mixture_for(pool, k=5, temperature=3.0, lmbda=0.2) == Mixture(5, 3.0, Fixed(0.2))
         assert mixture_for(pool, k=5).k == 5
 

@@ -49,7 +49,7 @@ def attached(
     lm = KnnLM(language_model).use(store, MIXTURE, **options)
     if clock:
         opening = Opening(manifest, lm.counters, clock=clock, **options)
-        lm._used = opening.everywhere(store, MIXTURE)
+        lm._used.switch(opening.everywhere(store, MIXTURE))
     return lm
 
 
@@ -185,10 +185,10 @@ def test_use_takes_the_timeout(model: Any, tokenizer: Any, backend: Faulty) -> N
     lm = attached(model, tokenizer, backend, timeout=7.0)
     steps(lm, prompt(tokenizer))
     assert set(backend.timeouts) == {7.0}
-    before = lm._used
+    before = lm._used.now
     with pytest.raises(UsageError, match="must be above 0 seconds"):
         lm.use(in_use(lm), MIXTURE, timeout=0)
-    assert lm._used is before
+    assert lm._used.now is before
 
 
 def test_evaluation_raises(model: Any, tokenizer: Any, backend: Faulty) -> None:

@@ -278,9 +278,9 @@ def test_a_pool_of_another_model_leaves_what_was_in_use(model: Any, tokenizer: A
     lm = LanguageModel.wrap(model, tokenizer, window=64)
     knn = KnnLM(lm).use([filled(lm, TEXTS[0]), filled(lm, TEXTS[1])])
     other = LanguageModel.wrap(tiny_model("llama", seed=9), tokenizer, window=64)
-    before = knn._used
+    before = knn._used.now
     with pytest.raises(StoreMismatch, match="was written by another model"):
         knn.use([filled(other, TEXTS[0]), filled(other, TEXTS[1])])
     with pytest.raises(StoreMismatch, match="their model differs"):
         knn.use([filled(lm, TEXTS[0]), filled(other, TEXTS[1])])
-    assert knn._used is before
+    assert knn._used.now is before

@@ -214,9 +214,9 @@ def test_a_uri_is_opened_once(lm: KnnLM, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Datastore, "close", closes)
     lm.use_rows([uri, (uri, OTHER), None])
     assert calls == ["open"]
-    before = lm._used
+    before = lm._used.now
     other = LanguageModel.wrap(tiny_model("llama", seed=9), lm.language_model.tokenizer, window=64)
     with pytest.raises(StoreMismatch, match="was written by another model"):
         lm.use_rows([uri, filled(other, TEXTS[0])])
     assert calls == ["open", "open", "close"]
-    assert lm._used is before
+    assert lm._used.now is before

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from knnlm_store import generation
 from knnlm_store.datastore import Datastore
-from knnlm_store.errors import ModelError, StoreMismatch, UsageError
+from knnlm_store.errors import ModelError, StoreError, StoreMismatch, UsageError
 from knnlm_store.generation import KnnLM
 from knnlm_store.mixture import Fixed, Mixture
 from knnlm_store.models import LanguageModel
-from knnlm_store.values import Spec
-from tests.faulty import PLACE, Faulty, healthy
+from knnlm_store.values import Location, Spec
+from tests.faulty import PLACE, Faulty, FaultyRemote, healthy
 from tests.several_support import TEXTS, entries_of, filled
 from tests.tiny import tiny_model
 
@@ -129,6 +131,107 @@ def test_what_it_opened_it_closes(
             assert torch.equal(logits(lm), expected)
         assert len(closed) == 1
         assert closed[0] is not given
+
+
+class Names:
+    """Datastores that are opened by name, and which of them are open."""
+
+    def __init__(self, lm: KnnLM, patch: pytest.MonkeyPatch) -> None:
+        self.open: list[str] = []
+        self.backends = {name: self._backend(lm, TEXTS[i]) for i, name in enumerate("ab")}
+
+        def opens(where: Location) -> Datastore:
+            self.open.append(where.name)
+            return Datastore(where, self.backends[where.name], lm.language_model.manifest())
+
+        patch.setattr(Datastore, "open", opens)
+        patch.setattr(Datastore, "close", lambda store: self.open.remove(store.location.name))
+
+    @staticmethod
+    def _backend(lm: KnnLM, text: str) -> Faulty:
+        manifest, backend = lm.language_model.manifest(), FaultyRemote(PLACE)
+        backend.create(Spec(manifest.dimension), manifest.records())
+        backend.upsert(entries_of(filled(lm.language_model, text)))
+        return backend
+
+
+@pytest.fixture
+def names(lm: KnnLM, stores: list[Datastore], monkeypatch: pytest.MonkeyPatch) -> Names:
+    return Names(lm, monkeypatch)
+
+
+A, B = "faiss:x/a", "faiss:x/b"
+
+
+def test_a_hundred_switches_leave_one_open(lm: KnnLM, names: Names) -> None:
+    for _ in range(50):
+        lm.use(A, MIXTURE)
+        assert names.open == ["a"]
+        lm.use_rows([(B, MIXTURE)])
+        assert names.open == ["b"]
+    with lm.using(A, MIXTURE):
+        lm.use([A, B], MIXTURE)
+        assert sorted(names.open) == ["a", "b", "b"]
+        with pytest.raises(UsageError, match="above 0 seconds"):
+            lm.use(A, timeout=-1)
+    assert names.open == ["b"]
+    assert logits(lm).isfinite().all()
+    lm.detach()
+    assert names.open == []
+
+
+def test_an_explanation_keeps_its_datastore(
+    lm: KnnLM, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explaining(*_: Any, **__: Any) -> None:
+        lm.use(B, MIXTURE)
+        assert names.open == ["a", "b"]
+
+    monkeypatch.setattr(generation, "explain", explaining)
+    lm.use(A, MIXTURE).explain("the creditor shall")
+    assert names.open == ["b"]
+
+
+@pytest.mark.parametrize("timeout", [None, 0.05])
+def test_what_is_still_searched_stays_open(lm: KnnLM, names: Names, timeout: float | None) -> None:
+    """By a step in another thread, or for a step that waits no more."""
+    expected = logits(lm.use(A, MIXTURE))
+    begun, gate, made = threading.Event(), threading.Event(), []
+
+    def hold(call: int) -> None:
+        begun.set()
+        gate.wait(60)
+
+    names.backends["a"].fault = hold
+    lm.use(A, MIXTURE, timeout=timeout)
+    thread = threading.Thread(target=lambda: made.append(logits(lm)))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        if timeout:
+            thread.join(60)
+        lm.use(B, MIXTURE)
+        assert sorted(names.open) == ["a", "b"]
+    finally:
+        gate.set()
+    thread.join(60)
+    assert torch.equal(made[0], expected) == (timeout is None)
+    end = time.monotonic() + 60
+    while names.open != ["b"] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert names.open == ["b"]
+
+
+def test_what_cannot_be_closed_is_told(
+    lm: KnnLM, names: Names, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def close(store: Datastore) -> None:
+        raise StoreError("Gone.")
+
+    lm.use(A, MIXTURE)
+    monkeypatch.setattr(Datastore, "close", close)
+    lm.use(B, MIXTURE)
+    assert "could not be closed: Gone." in caplog.text
 
 
 def test_a_step_in_flight_keeps_its_datastore(lm: KnnLM, stores: list[Datastore]) -> None:

@@ -93,8 +93,8 @@ def test_the_calibration_is_kept_and_used(
     assert settled.mixture.policy.name == read.chosen
     used = KnnLM(language_model).use(store)
     assert in_use(used) is store
-    assert used._used is not None
-    mixture = used._used.memories[0][0].mixture
+    assert used._used.now is not None
+    mixture = used._used.now.memories[0][0].mixture
     assert (mixture.k, mixture.temperature) == (read.mixture.k, read.mixture.temperature)
     assert mixture.policy.name == read.chosen
 
