@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from uuid import uuid4
 
 from knnlm_store.backend import VectorBackend
+from knnlm_store.corpus.values import surrogate
 from knnlm_store.errors import StoreCorrupt
 from knnlm_store.retry import retrying
+from knnlm_store.values import is_count, is_time
 
 PREFIX = "history/"
 KEPT = 500
@@ -57,6 +59,25 @@ def _put(backend: VectorBackend, run: Run) -> None:
 def _scan(backend: VectorBackend) -> Iterator[tuple[str, Run]]:
     for name, value in backend.scan_records(PREFIX):
         try:
-            yield name, Run(**json.loads(value))
+            run = Run(**json.loads(value))
         except (TypeError, ValueError) as error:
-            raise StoreCorrupt(f"The record {name!r} cannot be read.") from error
+            raise _unreadable(name) from error
+        if not _is_sound(run):
+            raise _unreadable(name)
+        yield name, run
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether all of a run is of its type, and of a size that can be shown."""
+    return (
+        is_time(run.at)
+        and isinstance(run.what, str)
+        and is_time(run.seconds)
+        and isinstance(run.counts, dict)
+        and all(map(is_count, run.counts.values()))
+        and not any(map(surrogate, (run.what, *run.counts)))
+    )
+
+
+def _unreadable(name: str) -> StoreCorrupt:
+    return StoreCorrupt(f"The record {name!r} cannot be read.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,18 @@ MAX_TOKEN = 2**32 - 1
 MAX_ID = 2**63 - 1
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_HALF = float(np.finfo(np.float16).max)
+
+_LATEST = 2.5e11  # seconds; datetime ends soon after, in any time zone
+
+
+def is_time(value: object) -> bool:
+    """Whether what was read from JSON is seconds since the epoch that a date can be made of."""
+    return type(value) in (int, float) and 0 <= cast("float", value) <= _LATEST
+
+
+def is_count(value: object) -> bool:
+    """Whether what was read from JSON is a whole number that can count entries or bytes."""
+    return type(value) is int and 0 <= value <= MAX_ID
 
 
 class Freshness(enum.Enum):

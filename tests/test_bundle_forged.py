@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from knnlm_store.bundle import tables
 from tests.bundle_support import column, exported, forge, refused, said, say
 from tests.doctor_support import APART, DIMENSION
 
@@ -124,7 +125,16 @@ def changed_record(**changes: Any) -> Callable[[pa.Table], pa.Table]:
         (changed_record(metadata=[]), "that no datastore writes"),
         (changed_record(digest=5), "that no datastore writes"),
         (changed_record(at="today"), "that no datastore writes"),
+        (changed_record(at=float("nan")), "that no datastore writes"),
         (changed_record(size=None), "that no datastore writes"),
+        (changed_record(size=-1), "that no datastore writes"),
+        (changed_record(size=10**400), "that no datastore writes"),
+        (changed_record(salt="a"), "that no datastore writes"),
+        (changed_record(metadata={"a": "\ud800"}), "that cannot be read"),
+        (changed_record(earlier=[{"at": "x"}]), "that cannot be read"),
+        (changed_record(earlier=[{"at": "x", "tokens": 1}]), "that no datastore writes"),
+        (changed_record(earlier=[{"at": 1e300, "tokens": 1}]), "that no datastore writes"),
+        (changed_record(earlier=[{"at": 1.0, "tokens": "1"}]), "that no datastore writes"),
         (changed_record(stale=[7]), "that no datastore writes"),
         (changed_record(forgotten=True), "that no datastore writes"),
         (changed_record(forgotten=1), "that no datastore writes"),
@@ -188,6 +198,12 @@ def test_records_that_cannot_stand_there(
     assert pq.read_table(bundle / "records.parquet")["name"].to_pylist() == ["manifest", "probe"]
     forge(bundle, "records.parquet", change)
     assert told in str(refused(bundle, tmp_path / "there"))
+
+
+def test_what_is_written_is_counted(tmp_path: Path) -> None:
+    with tables._Hashed(tmp_path / "file") as file:
+        assert file.write(b"four") == 4
+    assert file.digest.hexdigest() == hashlib.sha256(b"four").hexdigest()
 
 
 def test_a_newer_datastore(bundle: Path, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ import pytest
 
 from knnlm_store import copying
 from knnlm_store.bundle import writing
+from knnlm_store.cli import copy, output
+from knnlm_store.datastore import Datastore
+from knnlm_store.errors import KnnlmError
 from tests.bundle_support import small, store_at
 from tests.cli_support import TEXTS, contents, documents, files, python, run, write_corpus
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -141,6 +144,35 @@ def test_documents_that_change_meanwhile(place: Path, monkeypatch: pytest.Monkey
     assert run("import", "b", "--check").code == 0
 
 
+HOSTILE = "\x1b]0;evil\x07"
+
+
+def test_hostile_text_stays_text(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a manifest, which another may have written."""
+    assert run("export", STORE, "b").code == 0
+    describe = Datastore.info
+
+    def info(store: Datastore) -> dict[str, object]:
+        return describe(store) | {"model": f"{HOSTILE}\nx"}
+
+    monkeypatch.setattr(Datastore, "info", info)
+    for done in (run("import", "b", "--check"), run("info", STORE)):
+        assert "\x1b" not in done.out
+        (line,) = (line for line in done.out.splitlines() if line.startswith("model:"))
+        assert line.endswith(r"\x1b]0;evil\x07\nx")
+
+
+def test_errors_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    copy.tell_left_out(0, [f"{HOSTILE}\n"], "copied")
+    output.tell_error(KnnlmError(f"ä {HOSTILE}.", hint=f"{HOSTILE}\nsecond line \ud800"))
+    assert capsys.readouterr().err.splitlines() == [
+        r"changed meanwhile, not copied: \x1b]0;evil\x07\n",
+        r"error: ä \x1b]0;evil\x07.",
+        r"\x1b]0;evil\x07",
+        r"second line \ud800",
+    ]
+
+
 def test_interrupted_export(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     monkeypatch.setattr(copying, "_GROUP", 1)
@@ -169,8 +201,6 @@ def test_without_pyarrow() -> None:
 
 
 def test_progress_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from knnlm_store.cli import output
-
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
     with store_at("faiss:stores/many"):
         pass

@@ -14,7 +14,7 @@ from knnlm_store.bundle.listing import BundleFile, Listing, check_digest, damage
 from knnlm_store.copying import BOOKKEEPING
 from knnlm_store.documents import PREFIX, DocumentRecord
 from knnlm_store.errors import StoreCorrupt
-from knnlm_store.values import MAX_ID, Int64
+from knnlm_store.values import MAX_ID, Int64, is_count, is_time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,16 +78,20 @@ def _document(place: Path, row: dict[str, Any]) -> DocumentRecord:
     """Read a row of the catalog; its record must be one, and say what its columns say."""
     try:
         record = DocumentRecord.decode(PREFIX + row["id"], row["record"].encode())
-    except StoreCorrupt as error:
+        record.encode()  # JSON can spell half a character, which nothing can write
+    except (StoreCorrupt, UnicodeEncodeError) as error:
         raise damaged(place, f"has a record of {row['id']!r} that cannot be read") from error
     version = record.version
     said = (record.id, version.number, version.tokens)
     columns = (row["id"], row["number"], row["tokens"])
     sound = (
         all(isinstance(each, str) for each in (record.source, record.name, version.digest))
-        and all(type(each) is int for each in (version.number, version.tokens, version.size))
+        and all(type(each) is int for each in (version.number, version.tokens))
+        and is_count(version.salt)
+        and is_count(version.size)
         and isinstance(record.metadata, dict)
-        and isinstance(version.at, int | float)
+        and is_time(version.at)
+        and all(is_time(each.at) and is_count(each.tokens) for each in record.earlier)
     )
     if not sound or said != columns or record.leaving:
         raise damaged(place, f"has a record of {row['id']!r} that no datastore writes")

@@ -107,10 +107,11 @@ class _Hashed(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self.digest.update(view)
-        self.bytes += len(view)
+        size = len(view)
+        self.bytes += size
         while view:
             view = view[self._raw.write(view) :]
-        return 0
+        return size
 
     def close(self) -> None:
         """Have all on the disk, and close."""

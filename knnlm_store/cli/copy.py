@@ -80,13 +80,15 @@ def copied(
 
 def tell_left_out(unfinished: int, changed: list[str], done: str) -> bool:
     """Say which documents of the source were not copied or exported, and whether any changed."""
+    from knnlm_store.corpus.values import shown
+
     if unfinished:
         output.say(
             f"{unfinished} documents of the source are unfinished and were left out; "
             "ingest there again."
         )
     for document in changed:
-        output.say(f"changed meanwhile, not {done}: {document}")
+        output.say(f"changed meanwhile, not {done}: {shown(document)}")
     return bool(changed)
 
 

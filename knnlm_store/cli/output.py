@@ -23,9 +23,14 @@ LINE_SECONDS = 20.0
 """Time between lines of progress where there is no terminal to draw a bar on."""
 
 
+def printable(text: str) -> str:
+    """A text in which no character but a line break commands the terminal; one says what it is."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def say(text: str) -> None:
     """Write a line to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def tell_problems(problems: Sequence[Problem]) -> None:
@@ -44,7 +49,7 @@ def tell_error(error: KnnlmError) -> None:
 
 def confirm(question: str) -> None:
     """Ask, and raise KnnlmError unless the answer is yes."""
-    typer.echo(f"{question} [y/N]: ", err=True, nl=False)
+    typer.echo(printable(f"{question} [y/N]: "), err=True, nl=False)
     answer = sys.stdin.readline()
     if answer.strip().lower() in ("y", "yes"):
         return
@@ -69,13 +74,18 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def set_up() -> None:
     """Send warnings of ours to stderr, and let no character end a command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
     # only ours: libraries that write to stderr themselves would be heard twice
     for name in ("knnlm_store", "knnlm_store_faiss", "knnlm_store_milvus", "knnlm_store_qdrant"):
         logger = logging.getLogger(name)

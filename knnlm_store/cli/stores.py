@@ -47,11 +47,13 @@ def info(store: StoreArgument, json: options.Json = False) -> None:
         typer.echo(f"{name + ':':<16}{readable(name, value)}")
 
 
-def readable(name: str, value: Any) -> Any:
-    """Write a fact about a datastore for people."""
+def readable(name: str, value: Any) -> str:
+    """Write a fact about a datastore for people, on one line."""
+    from knnlm_store.corpus.values import shown
+
     if name == "bytes":
         return output.size(value)
-    return output.count(value) if isinstance(value, int) else value
+    return output.count(value) if isinstance(value, int) else shown(str(value))
 
 
 def ls(
