@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from knnlm_store import registry
 from knnlm_store.domains import Domain, check_name, parse
 from knnlm_store.errors import StoreError, StoreNotWritable, UsageError
+from knnlm_store.replacing import replace_file
 
 _STORES = re.compile(
     r"""(?P<before>\s*)stores?\s*=\s*(?:"[^"\n]*"|'[^'\n]*'|\[[^\]\n]*\])(?P<after>\s*(?:\#.*)?)"""
@@ -42,7 +42,7 @@ def set_domain(path: Path, name: str, uris: Sequence[str]) -> Domain:
                 hint=f"Change it by hand: {_assignment(stores)}",
             )
         domain = parse(new.encode(), path)[name]
-        _replace(path, new.encode())
+        replace_file(path, new.encode())
     return domain
 
 
@@ -111,19 +111,3 @@ def _alone(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}.",
             hint="Name another with --config.",
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file anew in one step; a link goes on leading to it."""
-    real = Path(os.path.realpath(path))
-    new = real.with_name(f".{real.name}.{os.getpid()}.new")
-    try:
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if real.exists():
-            shutil.copymode(real, new)
-        new.replace(real)
-    finally:
-        new.unlink(missing_ok=True)

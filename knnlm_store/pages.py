@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from knnlm_store.errors import UsageError
+from knnlm_store.replacing import replace_file
 
 
 def check_place(path: Path, what: str) -> None:
@@ -34,7 +35,7 @@ def write(path: Path, text: str, what: str, *, hint: str) -> None:
         if _is_special(path):
             path.write_text(text, encoding="utf-8")
         else:
-            _replace(Path(os.path.realpath(path)), text)
+            replace_file(path, text.encode())
     except OSError as error:
         raise UsageError(
             f"The {what} could not be written to {path}: {error.strerror}.", hint=hint
@@ -44,13 +45,3 @@ def write(path: Path, text: str, what: str, *, hint: str) -> None:
 def _is_special(path: Path) -> bool:
     """Whether it is there and no file, such as /dev/stdout: that is written to, not replaced."""
     return path.exists() and not path.is_file()
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

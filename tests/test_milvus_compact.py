@@ -129,6 +129,15 @@ def test_what_fails_is_told(lite: Location, monkeypatch: pytest.MonkeyPatch) -> 
         assert_whole(store)
 
 
+def test_a_path_with_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(created(Location("milvus", "deep/../file.db", "law"))) as store:
+        assert isinstance(store, LiteBackend)
+        store.upsert(KEPT)
+        store.compact()
+        assert_whole(store)
+
+
 def test_servers_compact_by_themselves(lite: Location) -> None:
     assert not issubclass(MilvusBackend, Compactable)
     assert isinstance(MilvusBackend.connect(lite), Compactable)

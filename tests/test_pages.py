@@ -24,6 +24,9 @@ def test_a_page_takes_the_place_of_another(tmp_path: Path) -> None:
     assert linked.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linked.html", "page.html"]
     assert page.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    page.chmod(0o600)
+    write(linked, "c", "page", hint=AGAIN)
+    assert page.stat().st_mode & 0o777 == 0o600
 
 
 def _umask() -> int:

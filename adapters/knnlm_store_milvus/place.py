@@ -73,7 +73,7 @@ def _file(location: Location) -> Path:
             f"{location.root!r} is no file of Milvus Lite.",
             hint="Write milvus:PATH.db/NAME, or milvus://HOST:PORT/NAME for a server.",
         )
-    return path.absolute()
+    return Path(os.path.abspath(path))  # as Milvus Lite knows its files: without `..`
 
 
 def _timeout() -> float:

@@ -121,12 +121,10 @@ def tune(
         tuned.pictures = pictures(
             fit.home, fit.choices, fit.picked, fit.start, measured=scored, foreign=fit.foreign
         )
-    if fit.picked is None:
-        return tuned
-    if scored is None:
-        tuned.groups = _groups(tuned, store, fit.home, fit.picked.log_p)
-    else:
-        tuned.groups = _groups(tuned, store, scored, scored.log_p(fit.picked.mixture))
+    if fit.picked is not None:
+        measured = fit.home if scored is None else scored
+        log_p = fit.picked.log_p if scored is None else scored.log_p(fit.picked.mixture)
+        tuned.groups = _groups(tuned, store, measured, log_p)
     return tuned
 
 
