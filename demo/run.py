@@ -38,7 +38,7 @@ def main() -> None:
     print("  . .venv/bin/activate")
     print(f"  export KNNLM_STORE_MODEL={model}")
     print("  knnlm-store ingest --backend faiss --name mine FOLDER")
-    print('  knnlm-store generate --store faiss:stores/mine --explain "The beginning of a sentence"')
+    print('  knnlm-store generate --store faiss:stores/mine --explain "A beginning"')
     print("  knnlm-store forget FOLDER/FILE --store faiss:stores/mine --verify")
 
 
