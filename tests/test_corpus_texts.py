@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions
+from knnlm_store.corpus.values import shown
 from knnlm_store.errors import CorpusError
 
 
@@ -187,3 +188,7 @@ def test_no_bytes_crash(data: bytes, encoding: str) -> None:
     (item,) = Corpus(["-"], ReadOptions(encoding=encoding), stdin=io.BytesIO(data))
     if isinstance(item, Document):
         item.text.encode()
+
+
+def test_any_text_can_be_shown() -> None:
+    assert shown("a\x1b[2J\ud800\udcff\n") == "a\\x1b[2J\\ud800\\udcff\\n"

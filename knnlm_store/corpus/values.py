@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -154,9 +155,11 @@ def lossless(path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A file name on one printable line, for messages."""
+    """A file name, or any text, on one printable line, for messages."""
+    with suppress(UnicodeEncodeError):  # a lone surrogate that stands for no byte
+        path = lossless(path)
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in lossless(path)
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path
     )
 
 
