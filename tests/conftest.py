@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,26 @@ from knnlm_store.models import LanguageModel
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Have a file's tests run in one process, and all that may need Milvus in the same one.
 
     A machine takes one Milvus server of ours, and starting it takes its time.
     """
-    for item in items:
-        module = getattr(item, "module", None)
-        of_milvus = hasattr(module, "own_server") or "milvus" in item.path.name
-        item.add_marker(pytest.mark.xdist_group("milvus" if of_milvus else item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "milvus" if _may_need_milvus(file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def _may_need_milvus(file: str) -> bool:
+    path = Path(__file__).parent.parent / file
+    return "milvus" in path.name or "own_server" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)
