@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,4 +162,13 @@ def test_verify_looks_and_mends() -> None:
     assert (report["whole"], report["mended"], report["again"]) == (False, 3, ["law/a.txt"])
     assert run("verify", STORE).code == 0
     assert run("ingest", "--store", STORE, "law", "--json").json()["documents"]["added"] == 1
+    assert run("verify", STORE).code == 0
+
+
+def test_claims_of_a_killed_run_go_with_the_same_command() -> None:
+    with Datastore.open(STORE) as store:
+        intents.put(store.backend, [replace(an_intent("law/x", 0, dead_writer()), writes=False)])
+    assert run("forget", "--store", STORE, "--where", "source=x", "--dry-run").code == 1
+    assert "unfinished: law/x" in run("verify", STORE).out
+    assert run("forget", "--store", STORE, "--where", "source=x", "--yes").code == 1
     assert run("verify", STORE).code == 0

@@ -181,7 +181,7 @@ def test_problems_are_reported(language_model: LanguageModel, store: Datastore) 
     assert result.bytes_read == 4
     assert seen == [result]
     assert result.json()["problems"] == [
-        {"where": "x", "what": "It cannot be read.", "failed": True}
+        {"where": "x", "what": "It cannot be read.", "failed": True, "document": None}
     ]
 
 

@@ -101,5 +101,5 @@ def test_evaluation_takes_blends_and_pools(
     best = nll(Blend(parts, fit_blend(text, language_model, parts)))
     assert best < min(nll(store, mixture) for store in stores)
     for store, wrong in ((stores[0], None), (Blend(parts, [0.0, 1.0]), mixture)):
-        with pytest.raises(UsageError, match="a blend with its own"):
+        with pytest.raises(UsageError, match="a blend has its own"):
             nll(store, wrong)

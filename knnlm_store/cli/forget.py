@@ -9,6 +9,7 @@ import typer
 from knnlm_store.cli import common, options, output
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.cli.prune import tell
+from knnlm_store.errors import StoreError
 
 if TYPE_CHECKING:
     from knnlm_store.datastore import Datastore
@@ -52,13 +53,20 @@ def forget(
 
     The datastore may be in use meanwhile. No search finds them from the moment that this ends.
     """
+    from knnlm_store.catalog import Catalog
     from knnlm_store.datastore import Datastore
     from knnlm_store.forgetting import choose
+    from knnlm_store.retry import retrying
 
     place = common.location(store, backend, name, url)
     pairs = common.pairs("--where", where, "--where source=law")
     with Datastore.open(place) as opened:
-        chosen = choose(opened, documents or [], pairs)
+        try:
+            chosen = choose(opened, documents or [], pairs)
+        except StoreError:
+            if not dry_run:  # a killed run may have left no more of them than its claims
+                retrying()(Catalog(opened.backend).recover)
+            raise
         if dry_run:
             _tell_chosen(chosen, json)
             return
