@@ -75,7 +75,7 @@ def fingerprint(store: Datastore, model: Manifest | None) -> Check:
     facts = {name: getattr(manifest, name) for name in names} | {"storage": storage}
     told = (
         f"{manifest.model} ({manifest.precision}), key {manifest.key}, "
-        f"{manifest.dimension} dimensions as {storage}, format {manifest.format}"
+        f"{manifest.key_dimension} dimensions as {storage}, format {manifest.format}"
     )
     if model is None:
         return Check(

@@ -108,7 +108,8 @@ class _Run:
             return None
         digest = digest_of(document)
         known = self.catalog.get(document.id)
-        metadata = dict(document.metadata)
+        # a run that says nothing of metadata keeps what earlier ones said: it may be forgotten by
+        metadata = dict(document.metadata) or dict(known.metadata if known else {})
         if known and known.version.digest == digest:
             if known.metadata != metadata:
                 change = Change(replace(known, metadata=metadata), with_entries=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -41,11 +42,11 @@ class Seen:
 class Leavers:
     """Documents that left their sources, with the versions that did.
 
-    emptied: sources that have none left, sorted.
+    shrunk: sources of which more than half left, sorted: perhaps another folder of that name.
     """
 
     documents: Mapping[str, int]
-    emptied: list[str]
+    shrunk: list[str]
 
 
 def leavers(store: Datastore, sources: set[str], seen: Seen) -> Leavers:
@@ -53,12 +54,14 @@ def leavers(store: Datastore, sources: set[str], seen: Seen) -> Leavers:
 
     Never among them: documents of other sources, and versions that came after `seen.look`.
     """
-    gone = {
-        document.id: document.version.number
-        for document in store.documents()
-        if document.source in sources
-        and document.id not in seen.ids
-        and seen.before.get(document.id) == document.version.number
-    }
-    emptied = {document.partition("/")[0] for document in gone} - seen.sources
-    return Leavers(gone, sorted(emptied))
+    held: Counter[str] = Counter()
+    gone: dict[str, int] = {}
+    for document in store.documents():
+        number = document.version.number
+        if document.source in sources and seen.before.get(document.id) == number:
+            held[document.source] += 1
+            if document.id not in seen.ids:
+                gone[document.id] = number
+    left = Counter(document.partition("/")[0] for document in gone)
+    shrunk = sorted(source for source, count in left.items() if 2 * count > held[source])
+    return Leavers(gone, shrunk)

@@ -153,7 +153,7 @@ def test_verify_looks_and_mends() -> None:
         store.backend.delete([number])
     wrong = run("verify", STORE)
     assert wrong.code == 1
-    assert "orphan: version 777, 3 of 0 entries" in wrong.out
+    assert "orphan: version 777, 3 entries of no document" in wrong.out
     assert f"damaged: law/a.txt, 0 of {TOKENS['law/a.txt']} entries" in wrong.out
     assert f"knnlm-store verify {STORE} --mend" in wrong.err
     mended = run("verify", STORE, "--mend", "--json")

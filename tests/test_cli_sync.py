@@ -52,6 +52,30 @@ def test_told_to_people(place: Path) -> None:
     done = sync("law", "--prune")
     assert done.code == 0
     assert f"pruned: 1 documents, {len(TEXTS['b.md'])} entries" in done.out.splitlines()
+    assert "pruned: law/b.md" in done.err.splitlines()
+
+
+def test_another_folder_of_the_same_name_is_asked_for(place: Path) -> None:
+    write_corpus(place / "other" / "law", {"x.txt": "Something else. " * 3})
+    done = sync("other/law", "--prune")
+    assert done.code == 1
+    assert "More than half of law left it. Forget 3 documents of it? [y/N]: " in done.err
+    assert set(documents(STORE)) == LAW | {"lore/x.txt", "law/x.txt"}
+
+
+def test_a_folder_that_is_not_there(place: Path) -> None:
+    code, message, _ = sync("nonexist/", "--prune").failure()
+    assert (code, message) == (1, "nonexist/ cannot be read: No such file or directory.")
+
+
+def test_metadata_stays_where_a_run_says_none(place: Path) -> None:
+    for said in (["--metadata", "customer=17"], [], ["--metadata", "customer=18"]):
+        assert sync("law", *said).code == 0
+    (place / "law" / "a.txt").write_text("Changed. " * 3)
+    assert sync("law").code == 0
+    assert {d.metadata["customer"] for d in documents(STORE).values() if d.source == "law"} == {
+        "18"
+    }
 
 
 def test_a_source_by_another_name(place: Path) -> None:
@@ -66,7 +90,7 @@ def test_an_empty_source_is_asked_for(place: Path) -> None:
     for name in TEXTS:
         (place / "law" / name).unlink()
     before = contents(STORE)
-    question = "Nothing was found of law. Forget all 3 documents of it? [y/N]: "
+    question = "More than half of law left it. Forget 3 documents of it? [y/N]: "
     for answer in (b"", b"n\n"):
         refused = sync("law", "--prune", stdin=answer)
         assert refused.code == 1

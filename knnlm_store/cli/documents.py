@@ -35,6 +35,12 @@ _SORTS: dict[str, Callable[[DocumentRecord], Any]] = {
 }
 
 
+_WHY = {
+    "orphan": " of no document",
+    "unfinished": " of a run that was ended; ingest it again, or --mend removes them",
+}
+
+
 def documents(
     store: StoreArgument,
     text: Annotated[
@@ -208,7 +214,10 @@ def _tell(report: Integrity, store: str) -> None:
     )
     for finding in report.findings:
         what = shown(finding.document or f"version {finding.number}")
-        typer.echo(f"{finding.kind}: {what}, {finding.found} of {finding.expected} entries")
+        told = f"{finding.found} of {finding.expected} entries"
+        if finding.kind != "damaged":
+            told = f"{finding.found} entries" + _WHY[finding.kind]
+        typer.echo(f"{finding.kind}: {what}, {told}")
     if report.mended:
         typer.echo(f"mended: {report.mended}")
     for document in report.again:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from knnlm_store.values import Location
 
 
+_NAMED = 10
+
+
 class Prune:
     """Forgets the documents of a source that were not in a whole reading of it.
 
@@ -50,7 +53,7 @@ class Prune:
             output.say("Nothing was pruned: not everything of the source could be read.")
             return {"pruned": ForgetReport().json()}
         gone = retrying()(leavers, store, corpus.sources, self.seen)
-        if gone.emptied and not self._yes:
+        if gone.shrunk and not self._yes:
             output.confirm(_question(gone))
         report = ForgetReport()
         if gone.documents:
@@ -65,9 +68,9 @@ class Prune:
 def _question(gone: Leavers) -> str:
     from knnlm_store.corpus.values import shown
 
-    names = shown(", ".join(gone.emptied))
-    count = sum(d.partition("/")[0] in gone.emptied for d in gone.documents)
-    return f"Nothing was found of {names}. Forget all {output.count(count)} documents of it?"
+    names = shown(", ".join(gone.shrunk))
+    count = sum(document.partition("/")[0] in gone.shrunk for document in gone.documents)
+    return f"More than half of {names} left it. Forget {output.count(count)} documents of it?"
 
 
 def tell(report: ForgetReport, word: str) -> None:
@@ -78,5 +81,9 @@ def tell(report: ForgetReport, word: str) -> None:
         f"{word}: {output.count(len(report.documents))} documents, "
         f"{output.count(report.entries)} entries"
     )
+    for document in report.documents[:_NAMED]:
+        output.say(f"{word}: {shown(document)}")
+    if len(report.documents) > _NAMED:
+        output.say(f"and {output.count(len(report.documents) - _NAMED)} more; --json names all")
     for document in report.refused:
         output.say(f"not forgotten, another process writes it: {shown(document)}")

@@ -82,11 +82,9 @@ def may_be_a_part(text: str) -> bool:
     """Whether an argument may name less than its source: a text, a pattern, a dataset's split."""
     if text == "-" or os.path.isdir(text):
         return False
-    return (
-        text.startswith(HUB)
-        or _kind(text) is Kind.TEXT
-        or (glob.has_magic(text) and not os.path.exists(text))
-    )
+    if text.startswith(HUB) or not os.path.exists(text):
+        return text.startswith(HUB) or glob.has_magic(text)
+    return _kind(text) is Kind.TEXT
 
 
 def _once(items: Iterable[Item]) -> Iterator[Item]:
