@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = ("chromium", "chromedriver")
-TAB, DOWN = "\ue004", "\ue015"
+TAB, DOWN, ENTER = "\ue004", "\ue015", "\ue007"
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -50,8 +50,8 @@ class Browser:
         made = self.call("POST", "/session", capabilities={"alwaysMatch": wanted})
         self._session = f"/session/{made['sessionId']}"
 
-    def open(self, page: Path) -> None:
-        self.call("POST", f"{self._session}/url", url=page.as_uri())
+    def open(self, page: Path, fragment: str = "") -> None:
+        self.call("POST", f"{self._session}/url", url=page.as_uri() + fragment)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page; gives what it returns."""
@@ -69,6 +69,12 @@ class Browser:
         )
         move = {"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0}
         self._act({"type": "pointer", "id": "mouse", "actions": [move]})
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page so much room, also less than a window may have."""
+        room = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = "Emulation.setDeviceMetricsOverride"
+        self.call("POST", f"{self._session}/goog/cdp/execute", cmd=command, params=room)
 
     def log(self, kind: str) -> list[str]:
         entries = self.call("POST", f"{self._session}/se/log", type=kind)

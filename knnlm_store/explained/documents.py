@@ -50,11 +50,15 @@ def ranking(number: int, explanation: Explanation) -> Markup:
 
 
 def highlighting() -> str:
-    """Give the CSS that shows the tokens of the chosen document alone."""
-    chosen = [f".x:has(.h{rank}:checked) .w" for rank in range(1, HIGHLIGHTED + 1)]
+    """Give the CSS that shows the tokens of the chosen document alone.
+
+    It asks the table, not the section, so that choosing a token does not ask again for them all.
+    """
+    chosen = [f".documents:has(.h{rank}:checked) ~ .text .w" for rank in range(1, HIGHLIGHTED + 1)]
     others = ",\n".join(f"{each}:not(.r{rank})" for rank, each in enumerate(chosen, 1))
     own = ",\n".join(f"{each}.r{rank}" for rank, each in enumerate(chosen, 1))
-    return f"{others} {{ background: none; border-color: transparent; color: var(--soft); }}\n" + (
+    return (
+        f"{others} {{ background: none; border-color: transparent; color: var(--soft); }}\n"
         f"{own} {{ outline: 1px solid var(--edge); }}\n"
     )
 
@@ -93,7 +97,7 @@ class _Rows:
                 _bar(each.contribution, self._documents[0].contribution), f"{each.contribution:.2f}"
             ),
             f"{each.tokens:,}",
-            listed(self._link(*one) for one in self._raised[key]) if known else "",
+            listed((self._link(*one) for one in self._raised[key]), " ") if known else "",
             id_=f"d{self._number}-{rank}",
         )
 

@@ -6,16 +6,16 @@ window is too low for that. They cover one another, that which is pointed at on 
 """
 
 STYLE = """
-:root { --s1: #e3edf9; --s2: #cbdef6; --s3: #abcaf1; --s4: #8ab5ec; --s5: #6ea2e6;
+:root { --s1: #e3edf9; --s2: #cbdef6; --s3: #abcaf1; --s4: #8ab5ec; --s5: #6ea2e6; --line: #174a94;
   --high: min(45vh, 24rem); }
 @media (prefers-color-scheme: dark) { :root { --s1: #1b2a3e; --s2: #1e3656; --s3: #224470;
-  --s4: #26528a; --s5: #2b61a5; } }
+  --s4: #26528a; --s5: #2b61a5; --line: #9cc4ff; } }
 a { color: var(--one); } a:visited { color: var(--one); }
 :focus-visible { outline: 2px solid var(--ink); outline-offset: 2px; }
 .u { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap; user-select: none; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
-h2:focus, h3:focus { outline: none; }
+h2, h3, li { overflow-wrap: anywhere; } h2:focus, h3:focus { outline: none; }
 small { overflow-wrap: anywhere; }
 
 .documents { width: 100%; }
@@ -24,6 +24,7 @@ small { overflow-wrap: anywhere; }
 .documents .show { width: 1%; padding-left: .25rem; text-align: center; }
 .documents .show input { width: 1.25rem; height: 1.25rem; margin: .1rem 0 0;
   accent-color: var(--one); }
+.documents td.worth { white-space: nowrap; }
 .documents th.document { text-align: left; overflow-wrap: anywhere; }
 .documents td.raised, .documents th.raised { text-align: left; min-width: 11rem; }
 span.raised { display: inline-block; margin-right: .75rem; overflow-wrap: anywhere; }
@@ -40,28 +41,29 @@ span.raised { display: inline-block; margin-right: .75rem; overflow-wrap: anywhe
   white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; unicode-bidi: plaintext; }
 .plain, .q { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 .prompt { color: var(--soft); }
-.text > input { position: absolute; width: 1px; height: 1.5em; margin: 0; opacity: 0;
+.text input { position: absolute; width: 1px; height: 1.5em; margin: 0; opacity: 0;
   pointer-events: none; }
 .w { position: relative; padding: .15em 0; border-radius: 2px; cursor: pointer;
   border-bottom: 2px solid transparent; box-decoration-break: clone;
   -webkit-box-decoration-break: clone; }
 .legend .w { padding: .15em .4em; cursor: auto; }
 .s1 { background: var(--s1); } .s2 { background: var(--s2); }
-.s3 { background: var(--s3); border-bottom: 2px dotted var(--ink); }
-.s4 { background: var(--s4); border-bottom: 2px solid var(--ink); }
-.s5 { background: var(--s5); border-bottom: 4px solid var(--ink); }
+.s3 { background: var(--s3); border-bottom: 2px dotted var(--line); }
+.s4 { background: var(--s4); border-bottom: 2px solid var(--line); }
+.s5 { background: var(--s5); border-bottom: 4px solid var(--line); }
 .blank { display: inline-block; line-height: 1.2; white-space: pre;
   box-shadow: inset 0 0 0 1px var(--edge); }
 .g { font-weight: 400; opacity: .75; user-select: none; }
 .text .c1::after, .text .c2::after, .text .c3::after, .text .c4::after { position: absolute;
-  right: 0; top: -.7em; font-size: .6em; line-height: 1; color: var(--sign); pointer-events: none; }
+  right: 0; left: 0; top: -.7em; text-align: center; font-size: .6em; line-height: 1;
+  color: var(--sign); pointer-events: none; }
 .c1::after { content: "\\25bd"; content: "\\25bd" / ""; }
 .c2::after { content: "\\25bc"; content: "\\25bc" / ""; }
 .c3::after { content: "\\25b3"; content: "\\25b3" / ""; }
 .c4::after { content: "\\25b2"; content: "\\25b2" / ""; }
 .legend .sign::after { content: none; }
 .w:hover { outline: 1px solid var(--ink); }
-:checked + .w, :target + .w { outline: 2px solid var(--one); }
+:checked + .w, .none:checked ~ div > :target + .w { outline: 2px solid var(--one); }
 :focus-visible + .w { outline: 3px solid var(--ink); }
 
 .d, .hint { display: none; position: fixed; right: 0; bottom: 0; left: 0; height: var(--high);
@@ -70,7 +72,7 @@ span.raised { display: inline-block; margin-right: .75rem; overflow-wrap: anywhe
   text-align: left; cursor: auto; z-index: 1; }
 .d { z-index: 2; } .d:focus-visible { outline-offset: -3px; }
 :checked + .w + .d, :focus + .w + .d, .w:hover + .d, .d:hover, .d:focus-within,
-.none:checked ~ :target + .w + .d, .none:focus-visible ~ .hint { display: block; }
+.none:checked ~ div > :target + .w + .d, .none:focus-visible ~ .hint { display: block; }
 .x:hover :checked + .w + .d, .x:focus-within :checked + .w + .d { z-index: 3; }
 :focus + .w + .d, .d:focus-within { z-index: 4; } .w:hover + .d { z-index: 5; }
 .close { display: none; position: fixed; right: 1rem; bottom: calc(var(--high) - 2.6rem);
@@ -78,8 +80,10 @@ span.raised { display: inline-block; margin-right: .75rem; overflow-wrap: anywhe
   background: var(--page); font-size: .85rem; line-height: 1.7rem; cursor: pointer; }
 .none:not(:checked) ~ .close { display: block; }
 .k { margin: 0 4.5rem .5rem 0; } .k b { font-size: 1.1rem; margin-right: .5rem; }
-.d dl { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; margin: 0 0 .5rem; }
-.d dt { color: var(--soft); font-size: .8rem; } .d dd { margin: 0; }
+.d dl { display: grid; grid-template-columns: repeat(4, auto); gap: .25rem 1rem; margin: 0 0 .5rem;
+  justify-content: start; }
+.hint dl { margin: 0; } .hint dd { margin: 0 0 .35rem; color: var(--soft); }
+.d dt { color: var(--soft); font-size: .8rem; } sub { line-height: 0; } .d dd { margin: 0; }
 .d dd, .d li > b, .d p > b { font-variant-numeric: tabular-nums; }
 .d ol { list-style: none; margin: 0; padding: 0; }
 .d li { margin: 0 0 .6rem; padding-top: .5rem; border-top: 1px solid var(--faint);
@@ -97,7 +101,7 @@ mark { padding: 0 .1em; background: var(--mark); color: var(--ink); font-weight:
   body { max-width: 78rem; padding-right: 28rem; }
   .d, .hint { top: 1rem; right: max(1rem, calc(50vw - 38rem)); bottom: 1rem; left: auto;
     width: 25rem; height: auto; border: 1px solid var(--edge); border-radius: 6px; }
-  .hint { display: block; }
+  .hint { display: block; bottom: auto; }
   .close { top: 1.6rem; right: calc(max(1rem, 50vw - 38rem) + 1rem); bottom: auto; }
 }
 @media (max-width: 40rem) {
@@ -117,6 +121,8 @@ mark { padding: 0 .1em; background: var(--mark); color: var(--ink); font-weight:
   .w:hover + .d { display: none; } :checked + .w + .d { display: block !important; }
   .close { bottom: .5rem; }
 }
+@media (forced-colors: active) { .s0, .s1, .s2 { border-bottom: 0; }
+  .blank { border: 1px solid; } }
 @media print {
   .d, .hint, .close, .skip { display: none !important; }
   body { max-width: none; padding: 0; } .w { print-color-adjust: exact; }

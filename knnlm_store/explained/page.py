@@ -10,7 +10,7 @@ from knnlm_store.explained import changes, documents, shading
 from knnlm_store.explained.details import Details, room
 from knnlm_store.explained.look import STYLE
 from knnlm_store.explained.tokens import Tokens
-from knnlm_store.explained.written import counted, listed, logarithm, normal, percent
+from knnlm_store.explained.written import counted, cut, listed, logarithm, normal, percent, quoted
 from knnlm_store.html.markup import Markup, joined, tag
 from knnlm_store.html.page import folded, page
 
@@ -27,9 +27,8 @@ def page_of(explanations: Sequence[tuple[str, Explanation]]) -> str:
         _Section(number, title, explanation, around, several=len(explanations) > 1)
         for number, (title, explanation) in enumerate(explanations)
     ]
-    title = f"Explanation of {counted(len(sections), 'text')}"
-    if len(sections) == 1:
-        title = f"Explanation of {sections[0].title}"
+    told = quoted(sections[0].title) if len(sections) == 1 else counted(len(sections), "text")
+    title = f"Explanation of {told}"
     style = STYLE + documents.highlighting()
     return page(title, style, tag("h1", title), _contents(sections), *(s.write() for s in sections))
 
@@ -46,7 +45,7 @@ class _Section:
         self, number: int, title: str, explanation: Explanation, around: int, *, several: bool
     ) -> None:
         self.number = number
-        self.title = " ".join(title.split()) or f"text {number + 1}"
+        self.title = cut(" ".join(title.split())) or f"text {number + 1}"
         self._explanation = explanation
         self._level = 3 if several else 2
         ranks = documents.ranks(explanation.documents)

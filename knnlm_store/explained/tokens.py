@@ -10,15 +10,24 @@ from collections.abc import Iterator, Mapping
 
 from knnlm_store.attribution import Explanation, TokenTrace
 from knnlm_store.explained import shading
-from knnlm_store.explained.details import Details
-from knnlm_store.explained.written import NEWLINE, NOTHING, hidden, normal, percent
+from knnlm_store.explained.details import P_KNN, P_LM, Details
+from knnlm_store.explained.written import LAMBDA, NEWLINE, NOTHING, hidden, normal, percent
 from knnlm_store.html.markup import Markup, joined, tag
 
 _PROMPT = 600
 """Characters of a prompt that are shown before the text; all of it stands folded above."""
+_LINE = 400
+"""Tokens after which a line is broken at a word; line breaks of the text have their sign."""
 _HINT = (
     "Point at a token, or choose it, to see its probabilities and where they came from. "
     "Arrow keys go from token to token."
+)
+_TERMS = (
+    (P_LM, "what the model alone gives the token"),
+    (P_KNN, "the weight of the neighbours in the datastore that hold this token"),
+    (LAMBDA, "how far the datastore is trusted here"),
+    (joined("p = ", LAMBDA, P_KNN, f" + (1 \N{MINUS SIGN} {LAMBDA})", P_LM), "what both give it"),
+    ("Beside a document", joined("its share; the shares add up to ", P_KNN)),
 )
 
 
@@ -45,13 +54,13 @@ class Tokens:
         """Write the prompt's end and all tokens."""
         group, none = f"t{self._number}", f"t{self._number}-none"
         hint = f"x{self._number}-hint"
+        terms = (part for term, told in _TERMS for part in (tag("dt", term), tag("dd", told)))
         return tag(
             "div",
-            tag("div", _HINT, class_="hint", id=hint),
+            tag("div", tag("p", _HINT, id=hint), tag("dl", *terms), class_="hint"),
             tag("input", type="radio", name=group, id=none, class_="none", checked="checked"),
             tag("label", "Close", hidden(": no token"), for_=none, class_="close"),
-            self._prompt(),
-            *self._tokens(),
+            *self._lines(),
             class_="text",
             role="radiogroup",
             aria_label="Tokens",
@@ -74,9 +83,16 @@ class Tokens:
         end = prompt if len(prompt) <= _PROMPT else "\N{HORIZONTAL ELLIPSIS}" + prompt[-_PROMPT:]
         return tag("span", hidden("Prompt: "), end, hidden(" Text: "), class_="prompt")
 
-    def _tokens(self) -> Iterator[Markup]:
+    def _lines(self) -> Iterator[Markup]:
+        """Write each line as a block: a browser lays out one anew, not all, for a detail in it."""
+        line, ended = [self._prompt()], False
         for place, token in enumerate(self._explanation.tokens):
-            yield self._token(place, token)
+            if ended or (len(line) >= _LINE and token.text.startswith(" ")):
+                yield tag("div", *line)
+                line.clear()
+            line.append(self._token(place, token))
+            ended = normal(token.text).endswith("\n")
+        yield tag("div", *line)
 
     def _token(self, place: int, token: TokenTrace) -> Markup:
         text = normal(token.text)

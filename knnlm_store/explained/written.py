@@ -39,6 +39,16 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
+def cut(text: str, limit: int = 160) -> str:
+    """Give the beginning of a text that is longer than it may be."""
+    return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
+
+
+def quoted(text: str) -> str:
+    """Write text in quotes."""
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
 def normal(text: str) -> str:
     """Give text with one kind of line break, as a browser reads it anyway."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -46,9 +56,7 @@ def normal(text: str) -> str:
 
 def visible(text: str, limit: int = 40) -> str:
     """Give a token's text on one line, its outer spaces visible."""
-    text = normal(text)
-    if len(text) > limit:
-        text = text[: limit - 1] + _ELLIPSIS
+    text = cut(normal(text), limit)
     inner = text.strip(" ")
     before, _, after = text.partition(inner) if inner else (text, "", "")
     line = len(before) * _SPACE + inner + len(after) * _SPACE
@@ -65,7 +73,7 @@ def shortened(name: str, limit: int = 60) -> str:
     return name if len(name) <= limit else _ELLIPSIS + name[1 - limit :]
 
 
-def document(name: str | None, limit: int = 4096) -> Markup:
+def document(name: str | None, limit: int = 240) -> Markup:
     """Write a document's name; no script in it changes the order of what stands round it."""
     if name is None:
         return tag("em", _GONE)
