@@ -20,7 +20,7 @@ from knnlm_store.html.markup import Markup, joined, tag
 _BUDGET, _LEAST, _MOST = 2_000_000, 30, 240
 """Characters of all passages of a page; of one, before and after its token, at least and most."""
 _WORTH = 0.01
-"""Part of p that a source must have made for its passage to be shown."""
+"""Part of p that a source must have made to be highlighted, and for its passage to be shown."""
 _NAME = 48
 """Characters of a document's name."""
 P_LM = joined("p", tag("sub", "LM"))

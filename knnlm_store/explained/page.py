@@ -16,7 +16,8 @@ from knnlm_store.html.page import folded, page
 
 _CONTRIBUTION = (
     "Worth counts tokens: 1.00 is one token that the document made alone. It is a contribution, "
-    "not an effect: without the document, others would have come in its place."
+    "not an effect: without the document, others would have come in its place. Highlighted are the "
+    "tokens of which it made 1 % or more."
 )
 
 

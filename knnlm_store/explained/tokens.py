@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from knnlm_store.attribution import Explanation, TokenTrace
 from knnlm_store.explained import shading
-from knnlm_store.explained.details import P_KNN, P_LM, Details
+from knnlm_store.explained.details import P_KNN, P_LM, Details, is_worth
 from knnlm_store.explained.written import LAMBDA, NEWLINE, NOTHING, hidden, normal, percent
 from knnlm_store.html.markup import Markup, joined, tag
 
@@ -107,8 +107,9 @@ class Tokens:
         return joined(chosen, text[:start], label, detail, text[end:])
 
     def _look(self, token: TokenTrace) -> str:
-        """Give the classes: shade, change, a blank, documents that can be highlighted."""
-        names = {(source.document, source.store) for source in token.sources}
+        """Give the classes: shade, change, a blank, ranks of documents that made it."""
+        worth = (source for source in token.sources if is_worth(token, source))
+        names = {(source.document, source.store) for source in worth}
         ranks = sorted(rank for name, rank in self._highlighted.items() if name in names)
         looks = ["w", shading.shade(token.knn_share), shading.change(token)]
         looks += ["blank"] if not token.text.strip(" \t") else []
