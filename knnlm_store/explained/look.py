@@ -65,6 +65,7 @@ span.raised { display: inline-block; margin-right: .75rem; overflow-wrap: anywhe
 .w:hover { outline: 1px solid var(--ink); }
 :checked + .w, .none:checked ~ div > :target + .w { outline: 2px solid var(--one); }
 :focus-visible + .w { outline: 3px solid var(--ink); }
+.w:hover, :checked + .w, :focus + .w { z-index: 1; }
 
 .d, .hint { display: none; position: fixed; right: 0; bottom: 0; left: 0; height: var(--high);
   padding: .75rem 1rem; overflow: auto; border-top: 2px solid var(--edge); background: var(--panel);
