@@ -20,7 +20,6 @@ class Seen:
 
     before: dict[str, int] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
-    sources: set[str] = field(default_factory=set)
 
     def look(self, store: Datastore) -> None:
         """Note what the datastore holds."""
@@ -31,10 +30,8 @@ class Seen:
         for item in corpus:
             if isinstance(item, Document):
                 self.ids.add(item.id)
-                self.sources.add(item.source)
             elif item.document is not None:
                 self.ids.add(item.document)
-                self.sources.add(item.document.partition("/")[0])
             yield item
 
 
@@ -54,14 +51,13 @@ def leavers(store: Datastore, sources: set[str], seen: Seen) -> Leavers:
 
     Never among them: documents of other sources, and versions that came after `seen.look`.
     """
-    held: Counter[str] = Counter()
-    gone: dict[str, int] = {}
-    for document in store.documents():
-        number = document.version.number
-        if document.source in sources and seen.before.get(document.id) == number:
-            held[document.source] += 1
-            if document.id not in seen.ids:
-                gone[document.id] = number
-    left = Counter(document.partition("/")[0] for document in gone)
+    gone = {
+        document.id: document.version.number
+        for document in store.documents()
+        if document.source in sources
+        and document.id not in seen.ids
+        and seen.before.get(document.id) == document.version.number
+    }
+    held, left = (Counter(id_.partition("/")[0] for id_ in ids) for ids in (seen.before, gone))
     shrunk = sorted(source for source, count in left.items() if 2 * count > held[source])
     return Leavers(gone, shrunk)

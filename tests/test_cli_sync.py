@@ -55,6 +55,16 @@ def test_told_to_people(place: Path) -> None:
     assert "pruned: law/b.md" in done.err.splitlines()
 
 
+def test_many_that_changed_are_none_that_left(place: Path) -> None:
+    """One of three left, and the others were replaced: nothing to ask for."""
+    (place / "law" / "b.md").unlink()
+    for name in ("a.txt", "deep/c.txt"):
+        (place / "law" / name).write_text("Changed. " * 3)
+    report = sync("law", "--prune", "--json").json()
+    assert report["documents"]["replaced"] == 2
+    assert report["pruned"]["documents"] == ["law/b.md"]
+
+
 def test_another_folder_of_the_same_name_is_asked_for(place: Path) -> None:
     write_corpus(place / "other" / "law", {"x.txt": "Something else. " * 3})
     done = sync("other/law", "--prune")
