@@ -26,6 +26,7 @@ from knnlm_store.documents import PREFIX, Change, DocumentRecord, Version, read,
 from knnlm_store.errors import StoreError
 from knnlm_store.intents import Intent
 from knnlm_store.values import MAX_ID
+from knnlm_store.wording import counted
 
 _TIDY_PATIENCE = 5.0
 _TOGETHER = 256  # documents that are claimed and tidied together: a lease must last for them
@@ -227,8 +228,8 @@ class Catalog:
         found = self._backend.count([v.number for v in versions])
         if found != (expected := sum(v.tokens for v in versions)):
             raise StoreError(
-                f"Of {expected} entries that were written {expected - found} are gone: "
-                "another process removed them.",
+                f"Another process removed {expected - found:,} of the "
+                f"{counted(expected, 'entry')} that were written.",
                 hint="Run the same command again.",
             )
 

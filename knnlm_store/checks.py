@@ -21,6 +21,7 @@ from knnlm_store.errors import KnnlmError
 from knnlm_store.fallback import TIMEOUT
 from knnlm_store.manifest import Manifest
 from knnlm_store.values import Entries, Float32, Freshness, Neighbours
+from knnlm_store.wording import counted
 
 Status = Literal["ok", "warning", "failed", "not run"]
 
@@ -108,14 +109,17 @@ def _census(store: Datastore, entries: int) -> Check:
     at_work = {i.document: i.is_abandoned for i in intents.scan(store.backend)}
     unfinished = stale + sum(at_work.values())
     busy = len(at_work) - sum(at_work.values())
-    told = f"{documents:,} documents of {tokens:,} tokens, {entries:,} entries"
+    told = (
+        f"{counted(documents, 'document')} of {counted(tokens, 'token')}, "
+        f"{counted(entries, 'entry')}"
+    )
     value = {"documents": documents, "tokens": tokens, "entries": entries, "unfinished": unfinished}
     again = "Run the same knnlm-store ingest again: it mends what was left."
     if unfinished:
-        told += f"; {unfinished:,} documents were left unfinished"
+        told += f"; {counted(unfinished, 'document')} left unfinished"
         return Check("catalog", "warning", told, again, value)
     if busy:
-        told += f"; {busy:,} documents are being written"
+        told += f"; {counted(busy, 'document')} being written"
         return Check("catalog", "ok", told, value=value)
     if tokens != entries:
         what = "lost" if entries < tokens else "left over"
@@ -160,7 +164,7 @@ def self_retrieval(sample: Entries, found: Neighbours) -> Check:
     equal = (found.tokens >= 0) & (true <= _EQUAL * lengths) & (found.ids != sample.ids[:, None])
     share = float(np.mean((itself | equal).any(axis=1)))
     status = graded(share, 0.99, 0.9)
-    message = f"{share:.3f} of {len(sample):,} stored keys find their own entry"
+    message = f"{share:.3f} of {counted(len(sample), 'stored key')} find their own entry"
     return Check("self-retrieval", status, message, "" if status == "ok" else _ANEW, share)
 
 
@@ -175,7 +179,10 @@ def _true_distances(queries: Float32, found: Neighbours) -> tuple[Any, Any]:
 def recall(k: int, share: float, queries: int, scanned: int, expected: int) -> Check:
     """Which share of the k nearest entries a search finds."""
     status = graded(share, 0.95, 0.8)
-    message = f"{share:.3f} over {queries:,} queries against brute force on {scanned:,} entries"
+    message = (
+        f"{share:.3f} over {counted(queries, 'query')} against brute force on "
+        f"{counted(scanned, 'entry')}"
+    )
     if scanned != expected:
         message += f" ({expected:,} when the queries were drawn: it is being written)"
     return Check(f"recall@{k}", status, message, "" if status == "ok" else _ANEW, share)

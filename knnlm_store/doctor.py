@@ -18,6 +18,7 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.errors import KnnlmError, StoreError, UsageError
 from knnlm_store.manifest import Manifest
 from knnlm_store.values import Entries, Float32, Int64, Location, Neighbours
+from knnlm_store.wording import counted
 
 SMALL_K = 32
 _FIRST = 10  # neighbours looked at for the unit and for self-retrieval
@@ -195,7 +196,7 @@ class _Examination:
             return Check("sample", "failed", "no entry could be read again", "Run it again.")
         self._sample = sample
         where = "the first ones" if plan.quick else "the whole datastore"
-        told = f"{len(sample):,} entries, drawn from {where}"
+        told = f"{counted(len(sample), 'entry')}, drawn from {where}"
         if len(sample) < len(chosen):
             told += f"; {len(chosen) - len(sample)} more were gone when they were read again"
             return Check("sample", "warning", told, "Run it again while nothing is written.")

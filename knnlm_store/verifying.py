@@ -9,6 +9,7 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.documents import DocumentRecord
 from knnlm_store.errors import StoreCorrupt
 from knnlm_store.values import Entries
+from knnlm_store.wording import counted
 
 DOCUMENTS, ENTRIES = 32, 8
 """Documents that are sampled, drawn by their length, and entries drawn from each."""
@@ -27,7 +28,7 @@ def verify(
     found = target.backend.count([document.version.number for document in documents])
     if found != expected:
         raise StoreCorrupt(
-            f"{target.location} holds {found} of {expected} entries.",
+            f"{target.location} holds {found:,} of {counted(expected, 'entry')}.",
             hint="Run the same command again.",
         )
     chosen = _drawn(documents, seed)

@@ -195,7 +195,7 @@ def test_commit_notices_that_its_entries_are_gone() -> None:
     for number in (100, 200):
         backend.upsert(some_entries(number, 5))
     before = everything(backend)
-    with pytest.raises(StoreError, match="Of 10 entries that were written 5 are gone") as caught:
+    with pytest.raises(StoreError, match="removed 5 of the 10 entries that were written") as caught:
         known.commit(made)
     assert caught.value.hint == "Run the same command again."
     assert everything(backend) == before

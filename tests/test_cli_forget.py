@@ -37,7 +37,7 @@ def test_a_document_by_its_id() -> None:
     done = run("forget", "--store", STORE, "law/a.txt", "--verify")
     assert done.code == 0
     assert done.out.splitlines() == [
-        f"forgotten: 1 documents, {TOKENS['law/a.txt']} entries",
+        f"forgotten: 1 document, {TOKENS['law/a.txt']} entries",
         "verified: 0 entries by id, 0 by document, 0 in searches for 8 of their own keys, "
         "0 in the catalog",
     ]
@@ -52,7 +52,7 @@ def test_by_what_was_said_at_ingest() -> None:
     before = contents(STORE)
     refused = run(*command)
     assert refused.code == 1
-    assert f"Forget 1 documents of {STORE}? [y/N]: " in refused.err
+    assert f"Forget 1 document of {STORE}? [y/N]: " in refused.err
     assert contents(STORE) == before
     report = run(*command, "--yes", "--verify", "--json").json()
     assert report["documents"] == ["rows/two"]

@@ -67,6 +67,16 @@ def test_summary_for_people(corpus: Path) -> None:
     assert done.err == ""
 
 
+def test_one_is_not_told_as_many(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "law", {"a.txt": "x"})
+    assert run("ingest", "--store", STORE, "law").out.endswith(", 1 entry\n")
+    assert run("documents", STORE).err == "1 document, 1 token\n"
+    assert run("verify", STORE).out == "1 document, 1 entry: all is well\n"
+    assert "1 added, 1 entry (" in run("history", STORE).out
+    assert "1 document of 1 token, 1 entry\n" in run("doctor", STORE).out
+    assert "forgotten: 1 document, 1 entry" in run("forget", "--store", STORE, "law/a.txt").out
+
+
 def test_short_form_is_the_same_place(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

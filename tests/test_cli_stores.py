@@ -136,6 +136,4 @@ def test_info_tells_what_is_unfinished() -> None:
     assert run("info", STORE, "--json").json()["unfinished"] == 1
     copied = run("copy", STORE, "faiss:stores/copy")
     assert copied.code == 0
-    assert copied.err == (
-        "1 documents of the source are unfinished and were left out; ingest there again.\n"
-    )
+    assert copied.err == "1 unfinished document of the source left out; ingest there again.\n"

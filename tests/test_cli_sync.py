@@ -51,7 +51,7 @@ def test_told_to_people(place: Path) -> None:
     (place / "law" / "b.md").unlink()
     done = sync("law", "--prune")
     assert done.code == 0
-    assert f"pruned: 1 documents, {len(TEXTS['b.md'])} entries" in done.out.splitlines()
+    assert f"pruned: 1 document, {len(TEXTS['b.md'])} entries" in done.out.splitlines()
     assert "pruned: law/b.md" in done.err.splitlines()
 
 

@@ -82,8 +82,8 @@ def die_while_writing(store: Datastore) -> None:
     [
         (lose_entries, "2 documents of 500 tokens, 300 entries", "knnlm-store verify"),
         (leave_entries_over, "2 documents of 500 tokens, 505 entries", "knnlm-store verify"),
-        (leave_a_stale_version, "1 documents were left unfinished", "ingest again: it mends"),
-        (die_while_writing, "1 documents were left unfinished", "ingest again: it mends"),
+        (leave_a_stale_version, "1 document left unfinished", "ingest again: it mends"),
+        (die_while_writing, "1 document left unfinished", "ingest again: it mends"),
     ],
 )
 def test_entries_that_do_not_fit_the_catalog(
@@ -106,7 +106,7 @@ def test_a_writer_at_work_is_no_fault(tmp_path: Path) -> None:
         intents.put(store.backend, [intent("s/new.txt", "elsewhere:1:1:0")])
     report = checked(uri)
     assert statuses(report) == {}
-    assert named(report, "catalog").message.endswith("1 documents are being written")
+    assert named(report, "catalog").message.endswith("1 document being written")
 
 
 def test_a_commit_between_the_two_counts_is_no_fault(tmp_path: Path) -> None:

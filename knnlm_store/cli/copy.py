@@ -9,6 +9,7 @@ import typer
 from knnlm_store.cli import common, options, output
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.errors import UsageError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.copying import CopyReport
@@ -84,7 +85,7 @@ def tell_left_out(unfinished: int, changed: list[str], done: str) -> bool:
 
     if unfinished:
         output.say(
-            f"{unfinished} documents of the source are unfinished and were left out; "
+            f"{counted(unfinished, 'unfinished document')} of the source left out; "
             "ingest there again."
         )
     for document in changed:
@@ -119,7 +120,7 @@ def _summary(report: CopyReport, where: Location, storage: str) -> None:
         typer.echo(f"index: {report.index}")
     if report.verified:
         typer.echo(
-            f"verified: {output.count(report.verified['entries'])} entries counted, "
+            f"verified: {counted(report.verified['entries'], 'entry')} counted, "
             f"{report.verified['sample']} compared in full"
         )
     typer.echo(f"datastore: {where}, keys as {storage}")

@@ -11,6 +11,7 @@ import typer
 from knnlm_store.cli import common, options, output
 from knnlm_store.cli.stores import StoreArgument
 from knnlm_store.errors import UsageError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +82,7 @@ def documents(
         return
     _table(found[:limit])
     tokens = sum(document.version.tokens for document in found)
-    output.say(f"{output.count(len(found))} documents, {output.count(tokens)} tokens")
+    output.say(f"{counted(len(found), 'document')}, {counted(tokens, 'token')}")
 
 
 def _described(document: DocumentRecord) -> dict[str, Any]:
@@ -141,11 +142,15 @@ def history(
         output.print_json({"store": store, "runs": told})
         return
     for run in runs:
-        counts = ", ".join(f"{output.count(n)} {what}" for what, n in run.counts.items())
+        counts = ", ".join(_count(what, n) for what, n in run.counts.items())
         line = shown(f"{run.what:<8}{counts}")
         typer.echo(f"{_when(run.at)}  {line} ({output.duration(run.seconds)})")
     if not runs:
         output.say("Nothing is on record.")
+
+
+def _count(what: str, n: int) -> str:
+    return counted(n, "entry") if what == "entries" else f"{output.count(n)} {what}"
 
 
 def _versions(store: Datastore, name: str, json: bool) -> None:
@@ -163,7 +168,7 @@ def _versions(store: Datastore, name: str, json: bool) -> None:
         (found.version.at, found.version.tokens),
     ]
     for at, tokens in versions:
-        typer.echo(f"{_when(at)}  {output.count(tokens)} tokens")
+        typer.echo(f"{_when(at)}  {counted(tokens, 'token')}")
 
 
 def verify(
@@ -209,14 +214,14 @@ def _tell(report: Integrity, store: str) -> None:
     from knnlm_store.corpus.values import shown
 
     typer.echo(
-        f"{output.count(report.documents)} documents, {output.count(report.entries)} entries: "
+        f"{counted(report.documents, 'document')}, {counted(report.entries, 'entry')}: "
         + ("all is well" if not report.findings else f"{len(report.findings)} wrong")
     )
     for finding in report.findings:
         what = shown(finding.document or f"version {finding.number}")
-        told = f"{finding.found} of {finding.expected} entries"
+        told = f"{finding.found:,} of {counted(finding.expected, 'entry')}"
         if finding.kind != "damaged":
-            told = f"{finding.found} entries" + _WHY[finding.kind]
+            told = counted(finding.found, "entry") + _WHY[finding.kind]
         typer.echo(f"{finding.kind}: {what}, {told}")
     if report.mended:
         typer.echo(f"mended: {report.mended}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from knnlm_store.cli import common, naming, opening, options, output
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
@@ -121,7 +122,7 @@ def _run(
 
 
 def _summary(report: dict[str, Any]) -> None:
-    took = f"{output.count(report['tokens'])} tokens in {report['seconds']:,.1f} s"
+    took = f"{counted(report['tokens'], 'token')} in {report['seconds']:,.1f} s"
     if "policies" in report:
         _compared(report)
         typer.echo(took)

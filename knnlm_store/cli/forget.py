@@ -10,6 +10,7 @@ from knnlm_store.cli import common, options, output
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.cli.prune import tell
 from knnlm_store.errors import StoreError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.datastore import Datastore
@@ -71,7 +72,7 @@ def forget(
             _tell_chosen(chosen, json)
             return
         if pairs and not yes:
-            output.confirm(f"Forget {output.count(len(chosen))} documents of {place}?")
+            output.confirm(f"Forget {counted(len(chosen), 'document')} of {place}?")
         report = _run(opened, chosen, verify, json)
     if report.proof is not None and not report.proof.holds:
         output.say("Something is left; see: knnlm-store verify " + str(place))
@@ -79,8 +80,8 @@ def forget(
     if report.refused:
         raise typer.Exit(1)
     if len(report.documents) < len(chosen):
-        done, all_ = output.count(len(report.documents)), output.count(len(chosen))
-        output.say(f"Interrupted: {done} of {all_} documents are forgotten.")
+        done, all_ = output.count(len(report.documents)), counted(len(chosen), "document")
+        output.say(f"Interrupted: {done} of {all_} forgotten.")
         raise typer.Exit(130)
 
 
@@ -105,7 +106,7 @@ def _run(store: Datastore, chosen: list[str], verify: bool, json: bool) -> Forge
 
 def _proved(proof: Proof) -> str:
     return (
-        f"verified: {proof.by_id} entries by id, {proof.by_filter} by document, "
+        f"verified: {counted(proof.by_id, 'entry')} by id, {proof.by_filter} by document, "
         f"{proof.by_search} in searches for {proof.keys} of their own keys, "
         f"{proof.records} in the catalog"
     )
@@ -119,4 +120,4 @@ def _tell_chosen(chosen: list[str], json: bool) -> None:
 
     for document in chosen:
         typer.echo(shown(document))
-    output.say(f"{output.count(len(chosen))} documents would be forgotten; nothing was.")
+    output.say(f"{counted(len(chosen), 'document')} would be forgotten; nothing was.")

@@ -10,6 +10,7 @@ import typer
 
 from knnlm_store.cli import common, naming, opening, options, output, settling, traces
 from knnlm_store.cli.prompts import Asked, from_stdin, ids_of
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.attribution import Explanation
@@ -226,12 +227,12 @@ def _continue(
     return result, made.tolist()
 
 
-def _tell_fallbacks(counted: Counters) -> None:
+def _tell_fallbacks(counters: Counters) -> None:
     """Say on stderr how many steps went without the datastore, if any did."""
-    if counted.fallbacks:
+    if counters.fallbacks:
         output.say(
-            f"{output.count(counted.fallbacks)} of {output.count(counted.steps)} steps fell back "
-            f"to the plain model: {counted.last_error}"
+            f"{output.count(counters.fallbacks)} of {counted(counters.steps, 'step')} fell back "
+            f"to the plain model: {counters.last_error}"
         )
 
 

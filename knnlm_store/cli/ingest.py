@@ -11,6 +11,7 @@ from knnlm_store.cli.creating import Wanted, key_space
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.cli.prune import Prune
 from knnlm_store.errors import UsageError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.backend import VectorBackend
@@ -211,7 +212,7 @@ def write(
         kept = {"uri": str(where), "name": where.name, "entries": entries}
         output.print_json(report.json() | pruned | {"store": kept})
     else:
-        typer.echo(f"datastore: {where}, {output.count(entries)} entries")
+        typer.echo(f"datastore: {where}, {counted(entries, 'entry')}")
     if report.interrupted:
         output.say("Interrupted. Run the same command to go on.")
         raise typer.Exit(130)
@@ -232,7 +233,8 @@ def _summary(report: IngestReport) -> None:
         f"({output.count(speed)}/s)"
     )
     if report.mended:
-        typer.echo(f"mended: {report.mended} documents that an earlier run had left unfinished")
+        mended = counted(report.mended, "document")
+        typer.echo(f"mended: {mended} that an earlier run had left unfinished")
     if report.index:
         typer.echo(f"index: {report.index}")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from knnlm_store.errors import KnnlmError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,11 +118,11 @@ class Progress:
 
     def show(self, bytes_read: int, tokens: int, seconds: float) -> None:
         """Show how many bytes were read, how fast tokens come, how long the rest will take."""
-        self._show(bytes_read, self._total, f"{count(tokens)} tokens", tokens, seconds)
+        self._show(bytes_read, self._total, counted(tokens, "token"), tokens, seconds)
 
     def show_entries(self, done: int, total: int, seconds: float) -> None:
         """Show how many entries of how many are done."""
-        self._show(done, total, f"{count(done)} of {count(total)} entries", done, seconds)
+        self._show(done, total, f"{count(done)} of {counted(total, 'entry')}", done, seconds)
 
     def _show(self, done: int, total: int | None, what: str, n: int, seconds: float) -> None:
         told = f"{what}, {count(n / max(seconds, 1e-9))}/s"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from knnlm_store.cli import texts
 from knnlm_store.errors import ModelError, UsageError
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.models import LanguageModel
@@ -92,8 +93,8 @@ def ids_of(model: LanguageModel, prompt: str, asked: Asked) -> list[int]:
         ids = list(encoded["input_ids"])
     if model.limit is not None and len(ids) + asked.max_new_tokens > model.limit:
         raise UsageError(
-            f"A prompt of {len(ids)} tokens and {asked.max_new_tokens} new ones exceed the "
-            f"{model.limit} that {model.name} can read.",
+            f"A prompt of {counted(len(ids), 'token')} and {asked.max_new_tokens} new ones exceed "
+            f"the {model.limit} that {model.name} can read.",
             hint="Shorten the prompt, or lower --max-new-tokens.",
         )
     return ids

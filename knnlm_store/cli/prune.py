@@ -9,6 +9,7 @@ import typer
 
 from knnlm_store.cli import output
 from knnlm_store.cli.interrupt import stop_on_interrupt
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
@@ -70,7 +71,7 @@ def _question(gone: Leavers) -> str:
 
     names = shown(", ".join(gone.shrunk))
     count = sum(document.partition("/")[0] in gone.shrunk for document in gone.documents)
-    return f"More than half of {names} left it. Forget {output.count(count)} documents of it?"
+    return f"More than half of {names} left it. Forget {counted(count, 'document')} of it?"
 
 
 def tell(report: ForgetReport, word: str) -> None:
@@ -78,8 +79,7 @@ def tell(report: ForgetReport, word: str) -> None:
     from knnlm_store.corpus.values import shown
 
     typer.echo(
-        f"{word}: {output.count(len(report.documents))} documents, "
-        f"{output.count(report.entries)} entries"
+        f"{word}: {counted(len(report.documents), 'document')}, {counted(report.entries, 'entry')}"
     )
     for document in report.documents[:_NAMED]:
         output.say(f"{word}: {shown(document)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from knnlm_store.cli import output
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.attribution import Explanation, Ranked, Source, TokenTrace
@@ -90,17 +91,17 @@ def _document(what: Source | Ranked, several: bool) -> str:
 
 def show_documents(explanation: Explanation) -> None:
     """Print a line for each document, the largest contribution first."""
-    ranked, tokens = explanation.documents, output.count(len(explanation.tokens))
+    ranked, tokens = explanation.documents, counted(len(explanation.tokens), "token")
     if not ranked:
         typer.echo("no document has a share in it")
         return
     several = len({document.store for document in ranked}) > 1
-    typer.echo(f"{'worth':>9}{'in':>9}  document (worth, in: of {tokens} tokens)")
+    typer.echo(f"{'worth':>9}{'in':>9}  document (worth, in: of {tokens})")
     for each in ranked[:_RANKED]:
         counts = f"{each.contribution:>9.2f}{output.count(each.tokens):>9}"
         typer.echo(f"{counts}  {_document(each, several)}")
     if len(ranked) > _RANKED:
-        typer.echo(f"and {output.count(len(ranked) - _RANKED)} more documents")
+        typer.echo(f"and {counted(len(ranked) - _RANKED, 'more document')}")
 
 
 def show_total(explanation: Explanation) -> None:

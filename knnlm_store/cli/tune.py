@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knnlm_store.cli import common, options, output
+from knnlm_store.wording import counted
 
 if TYPE_CHECKING:
     from knnlm_store.corpus import Corpus
@@ -164,7 +165,7 @@ def _summary(tuned: Tuned) -> None:
         typer.echo(f"\ngain by {name}, nats a token: {_TOKENS[tuned.measured]}")
         for group, values in groups.items():
             if values["tokens"]:
-                share = f"{output.count(values['tokens'])} tokens"
+                share = counted(values["tokens"], "token")
                 typer.echo(f"  {group:<28}{values['gain']:>+8.3f}{share:>16}")
     if tuned.calibration is None or not tuned.pays:
         typer.echo(

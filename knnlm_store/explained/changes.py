@@ -6,8 +6,9 @@ import math
 
 from knnlm_store.attribution import Explanation, TokenTrace
 from knnlm_store.explained.shading import log, log_change
-from knnlm_store.explained.written import counted, document, listed, logarithm, probability, visible
+from knnlm_store.explained.written import document, listed, logarithm, probability, visible
 from knnlm_store.html.markup import Markup, joined, table, tag
+from knnlm_store.wording import counted
 
 _SHOWN = 10
 """Tokens that are listed, and documents that are named."""

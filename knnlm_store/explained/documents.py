@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from knnlm_store.attribution import Explanation, Ranked
-from knnlm_store.explained.written import counted, document, hidden, listed, percent, visible
+from knnlm_store.explained.written import document, hidden, listed, percent, visible
 from knnlm_store.html.markup import Markup, joined, tag
+from knnlm_store.wording import counted
 
 HIGHLIGHTED = 12
 """Documents whose tokens can be highlighted, and that are shown at once."""

@@ -10,9 +10,10 @@ from knnlm_store.explained import changes, documents, shading
 from knnlm_store.explained.details import Details, room
 from knnlm_store.explained.look import STYLE
 from knnlm_store.explained.tokens import Tokens
-from knnlm_store.explained.written import counted, cut, listed, logarithm, normal, percent, quoted
+from knnlm_store.explained.written import cut, listed, logarithm, normal, percent, quoted
 from knnlm_store.html.markup import Markup, joined, tag
 from knnlm_store.html.page import folded, page
+from knnlm_store.wording import counted
 
 _CONTRIBUTION = (
     "Worth counts tokens: 1.00 is one token that the document made alone. It is a contribution, "

@@ -34,11 +34,6 @@ def logarithm(value: float, sign: str = "") -> str:
     return _minus(f"{value:{sign},.3f}").replace("inf", "\N{INFINITY}")
 
 
-def counted(number: int, what: str) -> str:
-    """Write how many there are."""
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
-
-
 def cut(text: str, limit: int = 160) -> str:
     """Give the beginning of a text that is longer than it may be."""
     return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
