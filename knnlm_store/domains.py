@@ -120,11 +120,16 @@ class Domains:
         """Look a domain up. Raises UsageError for one that nobody set."""
         if name in self.domains:
             return self.domains[name]
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is neither a datastore nor a domain.",
+                hint="Write BACKEND:PATH/NAME, for example faiss:stores/law, or a domain's name.",
+            )
         setting = f"knnlm-store domains set {name} STORE"
         if self.path is None:
             raise UsageError(
                 f"{name!r} is neither a datastore nor a domain: there is no {FILE} here or above.",
-                hint=f"Write BACKEND:PATH/NAME, such as faiss:stores/law, or set it: {setting}",
+                hint=f"Write BACKEND:PATH/NAME, for example faiss:stores/law, or set it: {setting}",
             )
         there = f"It has: {', '.join(self.domains)}. " if self.domains else ""
         raise UsageError(

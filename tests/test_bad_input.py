@@ -192,7 +192,18 @@ def test_device_and_dtype(options: list[str], message: str, hint: str) -> None:
             "Use --stdin-format text or jsonl.",
         ),
         (("ls", "stores"), "'stores' is no place of datastores.", None),
-        (("info", "law"), "'law' is not a datastore.", None),
+        *(
+            (
+                (name, store),
+                f"{store!r} is neither a datastore nor a domain{more}.",
+                None,
+            )
+            for name in ("info", "doctor", "documents", "history", "verify", "compact", "rm")
+            for store, more in (
+                ("law", ": there is no knnlm.toml here or above"),
+                ("stores/law", ""),
+            )
+        ),
         *(
             (command(name, *options), message, hint)
             for name in ("eval", "generate")

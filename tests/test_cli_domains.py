@@ -159,3 +159,151 @@ def test_what_cannot_be_named() -> None:
     code, message, _ = run("eval", "--domain", "law", "held-out").failure()
     assert code == 2
     assert message.endswith("knnlm.toml: domain medical, kk: there is no such key.")
+
+
+# -- in commands that take one datastore ----------------------------------------------------------
+
+ONE = (
+    "[domains.law]\nstore = 'faiss:stores/law'\nk = 4\n[domains.tax]\nstore = 'faiss:stores/tax'\n"
+)
+POOL = "[domains.all]\nstores = ['faiss:stores/law', 'faiss:stores/medical']\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info"],
+        ["documents"],
+        ["history"],
+        ["history", "--document", "law/a.txt"],
+        ["verify"],
+        ["doctor", "--quick"],
+    ],
+)
+def test_a_domain_in_place_of_a_datastore(command: list[str]) -> None:
+    """From a folder below the file's, too: what is meant is what the file says."""
+    write(ONE)
+    name, *options = command
+    by_name, by_uri = (
+        run(name, store, *options, "--json") for store in ("law", "faiss:stores/law")
+    )
+    assert (by_name.code, by_name.err) == (0, "")
+    kept = [re.sub(r"[\d.]+", "N", each.out) for each in (by_name, by_uri)]
+    assert kept[0] == kept[1]
+
+
+def test_a_domain_from_another_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(ONE)
+    (place / "below").mkdir()
+    monkeypatch.chdir(place / "below")
+    assert run("info", "law", "--json").json()["uri"] == f"faiss:{place}/stores/law"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("KNNLM_STORE_CONFIG", str(place / "knnlm.toml"))
+    assert run("info", "law", "--json").json()["uri"] == f"faiss:{place}/stores/law"
+
+
+def test_a_domain_is_written_to(place: Path) -> None:
+    write(ONE)
+    Path("new.txt").write_text("Nothing in this part limits the seller.")
+    for number, command in enumerate((["add", "--store", "law"], ["sync", "--domain", "law"])):
+        done = run(*command, "new.txt", "--source", f"s{number}", "--json").json()
+        assert done["store"]["uri"] == "faiss:stores/law"
+        assert done["documents"]["added"] == 1
+    with_file = ["--domain", "law", "--config", place / "knnlm.toml"]
+    again = run("ingest", *with_file, "law", "--json").json()
+    assert again["documents"]["skipped"] == 1
+    forgotten = run("forget", "s0/new.txt", "--domain", "law", "--json").json()
+    assert forgotten["store"] == "faiss:stores/law"
+    assert run("forget", "s1/new.txt", "--store", "law").code == 0
+    assert run("documents", "faiss:stores/law", "--json").json()["found"] == 1
+
+
+def test_a_domain_is_copied_exported_and_imported() -> None:
+    write(ONE)
+    assert run("copy", "law", "faiss:stores/tax", "--json").json()["source"] == "faiss:stores/law"
+    assert run("copy", "faiss:stores/law", "tax", "--json").json()["target"] == "faiss:stores/tax"
+    assert run("copy", "law", "faiss:stores/law").failure()[0] == 2
+    assert run("export", "law", "bundle", "--json").json()["source"] == "faiss:stores/law"
+    for options in (["--domain", "tax"], ["--store", "tax"]):
+        done = run("import", "bundle", *options, "--json").json()
+        assert done["target"] == "faiss:stores/tax"
+    assert run("compact", "tax").code == 0
+
+
+def test_a_domain_is_tuned() -> None:
+    write(ONE)
+    code, message, _ = run("tune", "low", "held-out").failure()
+    assert (code, message.endswith("knnlm.toml has no domain 'low'.")) == (2, True)
+    done = run("tune", "law", "held-out", "--max-tokens", 500)  # there is too little to fit to
+    assert "domain" not in done.err
+    assert done.code in (0, 1)
+
+
+def test_a_map_is_taken_from_a_domain() -> None:
+    write(ONE)
+    made = ["ingest", "--store", "faiss:stores/new", "--transform-from", "law", "medical"]
+    assert run(*made).code == 0
+    both = [run("info", f"faiss:stores/{name}", "--json").json() for name in ("law", "new")]
+    assert both[0]["transform"] == both[1]["transform"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "all"],
+        ["doctor", "all"],
+        ["alias", "all", "now"],
+        ["tune", "all", "held-out"],
+        ["copy", "all", "faiss:stores/new"],
+        ["forget", "law/a.txt", "--store", "all"],
+        ["forget", "law/a.txt", "--domain", "all"],
+        ["ingest", "--domain", "all", "law"],
+    ],
+)
+def test_a_pool_where_one_is_needed(command: list[str]) -> None:
+    write(POOL)
+    assert run(*command).failure() == (
+        2,
+        "The domain all stands for 2 datastores, and this takes one.",
+        "Name one of them: faiss:stores/law, faiss:stores/medical",
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "low"],
+        ["export", "low", "bundle"],
+        ["forget", "law/a.txt", "--store", "low"],
+        ["sync", "law", "--domain", "low"],
+        ["rm", "--yes", "low"],
+    ],
+)
+def test_names_that_are_no_domain(command: list[str], place: Path) -> None:
+    write(ONE)
+    code, message, hint = run(*command).failure()
+    assert (code, message) == (2, f"{place}/knnlm.toml has no domain 'low'.")
+    assert hint.startswith("It has: law, tax. ")
+
+
+def test_a_domain_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KNNLM_STORE_URL is not said, and --backend is as it was."""
+    write(ONE)
+    for more in (["--store", "law"], ["--backend", "faiss"], ["--name", "law"]):
+        told = run("forget", "law/a.txt", "--domain", "law", *more).failure()
+        assert (told[0], told[2]) == (2, "Use --domain law alone.")
+    monkeypatch.setenv("KNNLM_STORE_URL", "stores")
+    for named in (["--domain", "law"], ["--store", "law"], ["--backend", "faiss", "--name", "law"]):
+        done = run("forget", "law/a.txt", "--dry-run", "--json", *named).json()
+        assert done["documents"] == ["law/a.txt"]
+
+
+def test_rm_takes_no_domain() -> None:
+    """The domain may have been set to another datastore since the user looked."""
+    write(ONE)
+    assert run("rm", "law", "--yes").failure() == (
+        2,
+        "law is a domain, which stands for faiss:stores/law.",
+        "Remove a datastore by its own name: knnlm-store rm faiss:stores/law",
+    )
+    assert run("info", "law").code == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from knnlm_store.cli import options
+from knnlm_store.cli import common, options
 from knnlm_store.cli.stores import place_of
 from knnlm_store.errors import StoreNotFound, UsageError
 
@@ -26,7 +26,9 @@ def alias(
         str,
         typer.Argument(
             metavar="STORE",
-            help="The datastore, as BACKEND://HOST:PORT/NAME; with --remove, the alias.",
+            help="The datastore, as BACKEND://HOST:PORT/NAME, or a domain's name; with --remove, "
+            "the alias.",
+            callback=common.store_argument,
         ),
     ],
     name: Annotated[

@@ -63,6 +63,8 @@ def export(
 def import_(
     folder: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
     store: options.Store = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -91,8 +93,8 @@ def import_(
     require("pyarrow", "data")
     settings = common.creation_options(option)
     where = None
-    if not check or store or backend:
-        where = common.location(store, backend, name, url)
+    if not check or store or domain or backend:
+        where = common.location(store, backend, name, url, domain=domain, config=config)
     with bundles.open_bundle(folder) as bundle:
         kept = bundles.require_target(bundle, where, storage, settings) if where else None
         if model is not None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knnlm_store.cli.output import status
@@ -67,16 +68,61 @@ def creation_options(texts: list[str] | None) -> dict[str, str]:
     return pairs("--option", texts, "--option shard_number=2")
 
 
+def store_uri(text: str, config: Path | None = None) -> str:
+    """Give the URI of a datastore that is named by its URI or by a domain.
+
+    Raises UsageError for what is neither, and for a domain of several datastores.
+    """
+    from knnlm_store.domains import is_name
+
+    return _domain_uri(text, config) if is_name(text) else text
+
+
+def store_argument(text: str | None) -> str | None:
+    """Do as `store_uri` does, for an argument or an option that names a datastore."""
+    return None if text is None else store_uri(text)
+
+
+def _domain_uri(domain: str, config: Path | None) -> str:
+    from knnlm_store.domains import Domains
+
+    where = list(map(str, Domains.read(config).named(domain).stores))
+    if len(where) > 1:
+        raise UsageError(
+            f"The domain {domain} stands for {len(where)} datastores, and this takes one.",
+            hint=f"Name one of them: {', '.join(where)}",
+        )
+    return where[0]
+
+
+def require_alone(domain: str, store: object, backend: str | None, name: str | None) -> None:
+    """Raise UsageError where a datastore is named besides --domain."""
+    if store or backend or name:
+        raise UsageError(
+            "--domain names the datastore; --store, --backend and --name go without it.",
+            hint=f"Use --domain {domain} alone.",
+        )
+
+
 def location(
     store: str | None,
     backend: str | None,
     name: str | None,
     url: str | None,
     corpus: Corpus | None = None,
+    *,
+    domain: str | None = None,
+    config: Path | None = None,
 ) -> Location:
-    """Settle which datastore is meant, by URI or short form; the name may come from the corpus."""
+    """Settle which datastore is meant, by URI, domain or short form.
+
+    corpus: where the name of a short form may come from. config: the file that names domains.
+    """
     from knnlm_store import registry
 
+    if domain is not None:
+        require_alone(domain, store, backend, name)
+        return registry.parse(_domain_uri(domain, config))
     if store is not None:
         url_said = url is not None and url != os.environ.get("KNNLM_STORE_URL")
         if backend is not None or name is not None or url_said:
@@ -84,7 +130,7 @@ def location(
                 "--store names the whole place; --backend, --name and --url go without it.",
                 hint="Use --store BACKEND:PATH/NAME alone.",
             )
-        return _lasting(registry.parse(store))
+        return _lasting(registry.parse(store_uri(store, config)))
     if backend is None:
         raise UsageError(
             "No datastore is named.",

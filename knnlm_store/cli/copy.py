@@ -21,7 +21,9 @@ EXAMPLES = options.examples(
     "knnlm-store copy milvus://localhost:19530/law faiss:backup/law --storage float32",
 )
 
-_Place = Annotated[str, typer.Argument(help="As BACKEND:PATH/NAME.", show_default=False)]
+_Place = Annotated[
+    str, typer.Argument(help="As BACKEND:PATH/NAME, or a domain's name.", show_default=False)
+]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -45,10 +47,10 @@ def copy(
     """
     from knnlm_store.datastore import Datastore
 
-    where = common.location(target, None, None, None)
-    if common.location(source, None, None, None) == where:
+    origin, where = (common.location(each, None, None, None) for each in (source, target))
+    if origin == where:
         raise UsageError("A datastore cannot be copied onto itself.", hint="Name another target.")
-    with Datastore.open(source) as old, _target(old, where, storage, option) as new:
+    with Datastore.open(origin) as old, _target(old, where, storage, option) as new:
         copied(old, new, json=json)
 
 

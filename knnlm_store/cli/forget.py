@@ -30,6 +30,8 @@ def forget(
         ),
     ] = None,
     store: options.Store = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -59,7 +61,7 @@ def forget(
     from knnlm_store.forgetting import choose
     from knnlm_store.retry import retrying
 
-    place = common.location(store, backend, name, url)
+    place = common.location(store, backend, name, url, domain=domain, config=config)
     pairs = common.pairs("--where", where, "--where source=law")
     with Datastore.open(place) as opened:
         try:

@@ -31,6 +31,8 @@ def ingest(
     inputs: options.Inputs,
     model: options.Model,
     store: options.Store = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.SourceName = None,
     url: options.Url = None,
@@ -81,6 +83,7 @@ def ingest(
             options.STORE,
             "Datastore of the same model whose map a new one takes, where that was made on "
             "another machine and both are to be searched together.",
+            callback=common.store_argument,
         ),
     ] = None,
     source: options.Source = None,
@@ -120,7 +123,7 @@ def ingest(
         limit=limit,
     )
     corpus = Corpus(inputs, reading)
-    where = common.location(store, backend, name, url, corpus)
+    where = common.location(store, backend, name, url, corpus, domain=domain, config=config)
     _check_storage(where, storage)
     wanted = Wanted(
         key_module, window, storage, common.creation_options(option), transform, transform_from

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from knnlm_store.cli import common
-from knnlm_store.errors import UsageError
 
 if TYPE_CHECKING:
     from knnlm_store.domains import Domain
@@ -48,11 +47,7 @@ def named(
     from knnlm_store.domains import Domains, is_name
 
     if domain is not None:
-        if store or backend or name:
-            raise UsageError(
-                "--domain names the datastore; --store, --backend and --name go without it.",
-                hint="Use --domain NAME alone.",
-            )
+        common.require_alone(domain, store, backend, name)
         store = [domain]
     own: Domain | None = None
     if store and (domain is not None or any(map(is_name, store))):

@@ -33,7 +33,11 @@ Inputs = Annotated[
 
 Store = Annotated[
     str | None,
-    option(STORE, "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law.", "--store"),
+    option(
+        STORE,
+        "The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law, or a domain's name.",
+        "--store",
+    ),
 ]
 Stores = Annotated[
     list[str] | None,

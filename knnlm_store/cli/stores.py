@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import options, output
+from knnlm_store.cli import common, options, output
 from knnlm_store.errors import (
     StoreCorrupt,
     StoreError,
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 StoreArgument = Annotated[
     str,
     typer.Argument(
-        metavar="STORE", help="The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law."
+        metavar="STORE",
+        help="The datastore, as BACKEND:PATH/NAME, such as faiss:stores/law, or a domain's name.",
+        callback=common.store_argument,
     ),
 ]
 
@@ -110,12 +112,15 @@ def place_of(location: Location) -> str:
 
 
 def rm(
-    store: StoreArgument,
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="The datastore, as BACKEND:PATH/NAME.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a datastore with everything in it."""
     from knnlm_store import registry
 
+    _require_own_name(store)
     location = registry.parse(store)
     backend = registry.connect(location)
     try:
@@ -128,6 +133,18 @@ def rm(
     finally:
         backend.close()
     typer.echo(f"removed {location}")
+
+
+def _require_own_name(store: str) -> None:
+    """Raise UsageError for a domain: it may have been set to another datastore meanwhile."""
+    from knnlm_store.domains import Domains, is_name
+
+    if is_name(store):
+        uris = list(map(str, Domains.read().named(store).stores))
+        raise UsageError(
+            f"{store} is a domain, which stands for {', '.join(uris)}.",
+            hint=f"Remove a datastore by its own name: knnlm-store rm {uris[0]}",
+        )
 
 
 def _may_hold_entries(backend: VectorBackend) -> bool:

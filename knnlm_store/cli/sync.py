@@ -24,6 +24,8 @@ def sync(
     inputs: options.Inputs,
     model: options.Model,
     store: options.Store = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.SourceName = None,
     url: options.Url = None,
@@ -68,7 +70,8 @@ def sync(
         encoding=encoding,
         may_be_empty=prune,
     )
-    place = {"store": store, "backend": backend, "name": name, "url": url}
+    place: dict[str, Any] = {"store": store, "backend": backend, "name": name, "url": url}
+    place |= {"domain": domain, "config": config}
     loading = {"revision": revision, "device": device, "dtype": dtype}
     _read_in(
         inputs, reading, place, model, loading, batch_size, json, Prune(yes) if prune else None
@@ -79,6 +82,8 @@ def add(
     inputs: options.Inputs,
     model: options.Model,
     store: options.Store = None,
+    domain: options.DomainName = None,
+    config: options.Config = None,
     backend: options.Backend = None,
     name: options.Name = None,
     url: options.Url = None,
@@ -105,7 +110,8 @@ def add(
         metadata=common.pairs("--metadata", metadata, "--metadata language=en"),
         encoding=encoding,
     )
-    place = {"store": store, "backend": backend, "name": name, "url": url}
+    place: dict[str, Any] = {"store": store, "backend": backend, "name": name, "url": url}
+    place |= {"domain": domain, "config": config}
     loading = {"revision": revision, "device": device, "dtype": dtype}
     _read_in(inputs, reading, place, model, loading, batch_size, json, must_exist=True)
 
@@ -113,7 +119,7 @@ def add(
 def _read_in(
     inputs: list[str],
     reading: Any,
-    place: dict[str, str | None],
+    place: dict[str, Any],
     model: str,
     loading: dict[str, Any],
     batch_size: int | None,

@@ -26,7 +26,10 @@ EXAMPLES = options.examples(
 
 def tune(
     store: Annotated[
-        str, typer.Argument(help="The datastore, such as faiss:stores/law.", show_default=False)
+        str,
+        typer.Argument(
+            help="The datastore, such as faiss:stores/law, or a domain's name.", show_default=False
+        ),
     ],
     inputs: options.Inputs,
     model: options.Model,
