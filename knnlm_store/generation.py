@@ -195,7 +195,7 @@ class KnnLM:
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
         self.off()
-        self._used.switch(None)
+        self._used.end()
         self._handle.remove()
         self.language_model.tap.remove()
 

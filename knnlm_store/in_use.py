@@ -54,6 +54,7 @@ class InUse:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._ended = False
         self.now: Memories | None = None
 
     def swap(self, memories: Memories | None) -> Memories | None:
@@ -63,10 +64,18 @@ class InUse:
         return before
 
     def switch(self, memories: Memories | None) -> None:
-        """Use others from now on, and have the former closed."""
-        before = self.swap(memories)
-        if before is not None:
-            before.held.leave()
+        """Use others from now on, and have the former closed; after the end, these as well."""
+        with self._lock:
+            left = [self.now, memories] if self._ended else [self.now]
+            self.now = None if self._ended else memories
+        for each in left:
+            if each is not None:
+                each.held.leave()
+
+    def end(self) -> None:
+        """Use nothing any more, also where a with block is still to put back what it found."""
+        self._ended = True
+        self.switch(None)
 
     @contextmanager
     def holding(self) -> Iterator[Memories | None]:

@@ -180,6 +180,24 @@ def test_a_hundred_switches_leave_one_open(lm: KnnLM, names: Names) -> None:
     assert names.open == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_detached_in_a_block_closes_all(lm: KnnLM, names: Names, again: bool) -> None:
+    """What was in use before the block, too; also where another one is attached instead."""
+    plain = logits(lm)
+    lm.use(A, MIXTURE)
+    with lm.using(B, MIXTURE):
+        assert sorted(names.open) == ["a", "b"]
+        if again:
+            KnnLM(lm.language_model)
+        else:
+            lm.detach()
+        assert names.open == ["a"]
+    assert names.open == []
+    assert torch.equal(logits(lm), plain)
+    with pytest.raises(ModelError, match="No datastore is in use"):
+        lm.on()
+
+
 def test_an_explanation_keeps_its_datastore(
     lm: KnnLM, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
