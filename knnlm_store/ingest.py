@@ -30,7 +30,7 @@ class IngestReport:
     """What a run did. `tokens` counts new entries; `mended` documents a killed run had left.
 
     bytes_read: of the corpus that was dealt with. refused: those of the failed that another
-    writer kept.
+    writer kept. begun: documents that were added, replaced, or are being.
     """
 
     added: int = 0
@@ -45,11 +45,17 @@ class IngestReport:
     interrupted: bool = False
     index: str | None = None
     problems: list[Problem] = field(default_factory=list)
+    begun: int = 0
+
+    @property
+    def in_hand(self) -> int:
+        """Documents of which not all entries are handed to the writer yet."""
+        return self.begun - self.added - self.replaced
 
     def json(self) -> dict[str, Any]:
         """Give the report as one JSON-able object."""
         counts = {name: getattr(self, name) for name in ("added", "replaced", "skipped", "failed")}
-        rest = {k: v for k, v in asdict(self).items() if k not in counts}
+        rest = {k: v for k, v in asdict(self).items() if k not in (*counts, "begun")}
         return {"documents": counts, **rest}
 
 
@@ -126,6 +132,7 @@ class _Run:
         version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
         record = DocumentRecord(document.source, document.name, metadata, version)
         self.begun[document.id] = known is None, len(tokens)
+        self.report.begun += 1
         return _Job(Change(record), tokens)
 
     def _cut(self, job: _Job) -> Iterator[Window[_Job]]:
@@ -185,16 +192,18 @@ def ingest(
     batch_tokens: int | None = None,
     progress: Callable[[IngestReport], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    report: IngestReport | None = None,
 ) -> IngestReport:
     """Add the documents that are new, replace those that changed, skip the rest.
 
     batch_tokens: inputs of a forward pass, padding included, by default one window. `progress`
     is called after each forward pass; once `stop` gives True no new document is begun and those
-    in hand are finished. Killed at any instant and run again, the datastore ends as if the run
-    had not been killed. Raises what the backend raises once retries are used up.
+    in hand are finished. report: one to fill in, that can be looked at meanwhile. Killed at any
+    instant and run again, the datastore ends as if the run had not been killed. Raises what the
+    backend raises once retries are used up.
     """
     started = time.monotonic()
-    report = IngestReport()
+    report = report or IngestReport()
     catalog = retrying()(Catalog, store.backend)
     report.mended = retrying()(catalog.recover)
     with DocumentWriter(store.backend, catalog) as writer:

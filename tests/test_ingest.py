@@ -263,6 +263,25 @@ def test_an_exception_commits_nothing_and_is_mended_by_the_next_run(
     assert_same(memory_store, expected)
 
 
+def test_what_is_in_hand_can_be_looked_at(
+    language_model: LanguageModel, memory_store: Datastore
+) -> None:
+    """Those that are begun and not yet through the model, until there are none."""
+    report = IngestReport()
+    before: list[int] = []
+
+    def stop() -> bool:
+        before.append(report.in_hand)
+        return False
+
+    texts = {str(i): prose(i, 8) for i in range(20)}
+    assert ingest(corpus(texts), language_model, memory_store, stop=stop, report=report) is report
+    assert before[:3] == [0, 1, 2]
+    assert 3 < max(before) < 20
+    assert report.in_hand == 0
+    assert "begun" not in report.json()
+
+
 def test_nothing_to_read(language_model: LanguageModel, memory_store: Datastore) -> None:
     report = ingest([], language_model, memory_store)
     assert report == IngestReport(seconds=report.seconds)

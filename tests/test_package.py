@@ -49,7 +49,7 @@ def test_wheel_holds_ours_and_no_more(wheel: Path) -> None:
         assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
         points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    assert "knnlm-store = knnlm_store.cli.main:main" in points
+    assert "knnlm-store = knnlm_store.__main__:main" in points
     assert "[knnlm_store.backends]" in points
     assert "faiss = knnlm_store_faiss:FaissBackend" in points
     assert "License-Expression: Apache-2.0" in metadata

@@ -189,22 +189,25 @@ def write(
 ) -> None:
     """Read a corpus into a datastore, then prune what left it, tell both, and end as it went."""
     from knnlm_store.datastore import Datastore
+    from knnlm_store.ingest import IngestReport
     from knnlm_store.ingest import ingest as run
     from knnlm_store.retry import retrying
 
+    report = IngestReport()
     manifest = key_space(model, where, wanted, batch_size)
     with Datastore.open_or_create(where, manifest, wanted.storage, wanted.settings) as store:
         with (
             output.progress("ingest", corpus.total_bytes) as bar,
-            stop_on_interrupt() as stop,
+            stop_on_interrupt(lambda: _in_hand(report)) as stop,
         ):
-            report = run(
+            run(
                 prune.seen.through(corpus) if prune else corpus,
                 model,
                 store,
                 batch_tokens=common.batch_tokens(model, batch_size),
                 progress=lambda r: bar.show(r.bytes_read, r.tokens, r.seconds),
                 stop=stop,
+                report=report,
             )
         if not json:
             _summary(report)
@@ -223,6 +226,12 @@ def write(
         raise typer.Exit(1)
     if report.failed and not (report.added or report.replaced or report.skipped):
         raise typer.Exit(1)
+
+
+def _in_hand(report: IngestReport) -> str:
+    if not report.in_hand:
+        return "what is being written"
+    return f"the {counted(report.in_hand, 'document')} in hand"
 
 
 def _summary(report: IngestReport) -> None:
