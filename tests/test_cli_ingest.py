@@ -139,6 +139,24 @@ def test_problems_are_named_on_stderr(corpus: Path) -> None:
     ]
 
 
+def test_datastores_below_the_folder_are_left_out(corpus: Path, tmp_path: Path) -> None:
+    """Of each backend that keeps them in folders, and bundles; Milvus Lite's: test_milvus_lite."""
+    assert run("ingest", "--store", STORE, corpus).code == 0
+    assert run("copy", STORE, "qdrant:engine/law").code == 0
+    assert run("export", STORE, "bundle").code == 0
+    done = run("ingest", "--store", "faiss:all/all", ".", "--include", "*", "--json")
+    assert counts(done.json()) == [3, 0, 1, 0]
+    assert done.err == (
+        "skipped: .: 3 folders of datastores or bundles left out: bundle, engine, stores/law.\n"
+    )
+    for place in ("bundle", "engine", "stores/law"):
+        assert run("ingest", "--store", "faiss:all/new", place).failure() == (
+            1,
+            f"{place} is a datastore's folder or a bundle, and holds no texts.",
+            "Name a folder of texts; a bundle is read by: knnlm-store import",
+        )
+
+
 def test_nothing_but_failures_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff")
     done = run("ingest", "--store", STORE, tmp_path / "bad.txt", "--json")

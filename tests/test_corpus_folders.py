@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knnlm_store.corpus import Corpus, Document, Problem
+from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions
 from knnlm_store.corpus.folders import could_hold, fits, matches
 from knnlm_store.errors import CorpusError
 
@@ -131,6 +131,41 @@ def test_order_does_not_depend_on_the_file_system(
     monkeypatch.setattr(os, "scandir", Backwards)
     found = [item.id for item in Corpus([str(law)]) if isinstance(item, Document)]
     assert found == expected == ALL
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (".knnlm-store-engine", "collections/a/b.parquet"),
+        (".knnlm-store", "b.txt"),
+        ("bundle.json", "records.parquet", "documents.parquet", "entries-00000.parquet"),
+        ("store.sqlite", "keys.1", "tokens.1", "b.txt"),
+        ("LOCK", "databases/x", "collections/a/b.parquet"),
+    ],
+)
+def test_datastores_and_bundles_are_left_out(law: Path, names: tuple[str, ...]) -> None:
+    for place in ("memory", "part/memory", "part/deep/memory", "part-1/memory"):
+        for name in names:
+            write(law / place / name, "no text")
+    items = list(Corpus(["law"]))
+    assert [item.id for item in items if isinstance(item, Document)] == ALL
+    left_out = (
+        "4 folders of datastores or bundles left out: memory, part-1/memory, part/deep/memory and "
+        "1 more."
+    )
+    assert [p for p in items if isinstance(p, Problem)] == [Problem("law", left_out, False)]
+    assert len(problems("law/part/**")) == 1
+    for whole in ("law/memory", "law/memory/*"):
+        with pytest.raises(CorpusError, match="law/memory is a datastore's folder or a bundle"):
+            Corpus([whole], ReadOptions(may_be_empty=True))
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "records.parquet", "store.sqlite", "LOCK"])
+def test_another_programs_folder_is_read(law: Path, name: str) -> None:
+    write(law / "part" / name, "no text")
+    items = list(Corpus(["law"], ReadOptions(exclude=("*.parquet",))))
+    assert [item.id for item in items if isinstance(item, Document)] == ALL
+    assert len(items) == len(ALL)
 
 
 NAME = st.text("ab.", min_size=1, max_size=3)

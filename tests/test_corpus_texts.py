@@ -192,3 +192,28 @@ def test_no_bytes_crash(data: bytes, encoding: str) -> None:
 
 def test_any_text_can_be_shown() -> None:
     assert shown("a\x1b[2J\ud800\udcff\n") == "a\\x1b[2J\\ud800\\udcff\\n"
+
+
+HTML = "This is HTML, whose tags would be read as text."
+
+
+@pytest.mark.parametrize("name", ["page.html", "PAGE.HTM", "page.xhtml"])
+def test_html_is_not_read_as_text(folder: Path, name: str) -> None:
+    (folder / name).write_text("<p>One &amp; two</p>")
+    (folder / "a.txt").write_text("text")
+    with pytest.raises(CorpusError) as caught:
+        Corpus([f"docs/{name}"])
+    assert str(caught.value) == f"There is nothing to read. docs/{name}: {HTML}"
+    assert caught.value.hint.startswith("Turn it into text first, for example: pandoc ")
+    refused = Problem(f"docs/{name}", HTML, failed=True)
+    for inputs, options in (
+        (["docs/*"], ReadOptions()),
+        ([f"docs/{name}", "docs/a.txt"], ReadOptions()),
+        (["docs"], ReadOptions(include=("*",))),
+    ):
+        corpus = Corpus(inputs, options)
+        assert refused in list(corpus)
+        assert len(list(corpus)) == 2
+        assert not corpus.complete
+    (document,) = Corpus(["docs"])  # left out, as by default
+    assert isinstance(document, Document)

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from knnlm_store.corpus import Corpus, Document, Problem
 from knnlm_store.errors import StoreCorrupt, StoreError, StoreExists, StoreNotFound, UsageError
 from knnlm_store.values import DocumentFilter, Location, Spec
 from knnlm_store_milvus import MilvusBackend, connection, entries, records
@@ -42,6 +43,17 @@ def test_looking_makes_no_file(lite: Location) -> None:
         MilvusBackend.remove_alias(lite)
     store.close()
     assert not Path(lite.root).exists()
+
+
+def test_its_folder_is_not_read_as_texts(lite: Location) -> None:
+    created(lite).close()
+    root = Path(lite.root)
+    (root.parent / "a.txt").write_text("text")
+    (problem, document) = Corpus([str(root.parent)])
+    assert isinstance(problem, Problem)
+    assert problem.what == f"1 folder of datastores or bundles left out: {root.name}."
+    assert isinstance(document, Document)
+    assert document.name == "a.txt"
 
 
 def test_lite_is_exact_and_float32(lite: Location) -> None:

@@ -1,15 +1,23 @@
-"""The files below a folder: sorted, without hidden ones, and safe from loops of links."""
+"""The files below a folder: sorted, safe from loops of links, without hidden ones or datastores."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from knnlm_store.corpus.values import Problem, reason, shown
+
+_STORES = (
+    (".knnlm-store*",),  # for the adapter of any backend; Qdrant's folders have it
+    ("bundle.json", "records.parquet"),
+    ("store.sqlite", "keys.*", "tokens.*"),  # FAISS
+    ("LOCK", "collections", "databases"),  # Milvus Lite
+)
+"""What stands in a folder of ours, each of them: there is no text in it to be read."""
 
 
 class Found(NamedTuple):
@@ -23,6 +31,11 @@ def matches(relative: str, pattern: str) -> bool:
     """Whether a relative path fits a pattern; one without a slash is a name at any depth."""
     pattern = pattern.rstrip("/")
     return fits(relative, pattern.lstrip("/") if "/" in pattern else f"**/{pattern}")
+
+
+def is_store(names: Collection[str]) -> bool:
+    """Whether a folder of these names is a datastore's, or a bundle."""
+    return any(all(any(fnmatchcase(n, p) for n in names) for p in marks) for marks in _STORES)
 
 
 def fits(relative: str, pattern: str) -> bool:
@@ -49,6 +62,8 @@ def _fits(names: Sequence[str], segments: Sequence[str]) -> bool:
 class Walk:
     """Lists the files below a root once; `files` are sorted, `problems` are as met.
 
+    stores: folders that are left out, as datastores or bundles.
+
     Every folder is read once, however many links lead to it, and under its own path rather
     than a link's: links wait until the real folders are through.
     """
@@ -58,6 +73,7 @@ class Walk:
     ) -> None:
         self.files: list[Found] = []
         self.problems: list[Problem] = []
+        self.stores: list[str] = []
         self._root, self._keep, self._enter = root, keep, enter
         self._seen: set[tuple[int, int]] = set()
         self._links = deque([""])
@@ -89,6 +105,9 @@ class Walk:
         below: list[str] = []
         with os.scandir(self._path(folder)) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
+        if is_store([entry.name for entry in ordered]):
+            self.stores.append(folder)
+            return []
         for entry in ordered:
             relative = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith("."):

@@ -22,8 +22,12 @@ from knnlm_store.corpus.values import (
     shown,
 )
 from knnlm_store.errors import CorpusError, UsageError
+from knnlm_store.wording import counted
 
 HUB = "hf:"
+_NAMED = 3  # folders that a message names, at most
+_MARKUP = (".html", ".htm", ".xhtml")
+_AS_TEXT = "Turn it into text first, for example: pandoc -t plain page.html -o page.txt"
 
 
 class Kind(Enum):
@@ -75,7 +79,11 @@ def plan(inputs: Sequence[str], options: ReadOptions) -> list[Item]:
         raise UsageError("No input is given.", hint="Name folders, files, patterns, or -.")
     if inputs.count("-") > 1:
         raise UsageError("Standard input (-) is given twice.")
-    return list(_once(item for text in inputs for item in _resolve(text, options)))
+    items = list(_once(item for text in inputs for item in _resolve(text, options)))
+    if all(isinstance(item, Problem) for item in items):
+        first = next(item for item in items if isinstance(item, Problem))
+        raise CorpusError(f"There is nothing to read. {first.where}: {first.what}", hint=_AS_TEXT)
+    return items
 
 
 def may_be_a_part(text: str) -> bool:
@@ -153,7 +161,9 @@ def split_hub(text: str) -> tuple[str, str | None, str]:
     return name, config[0] if config else None, split
 
 
-def _file(path: str, size: int, options: ReadOptions) -> Target:
+def _file(path: str, size: int, options: ReadOptions) -> Target | Problem:
+    if path.lower().endswith(_MARKUP):
+        return _tagged(path)
     kind = _kind(path)
     folder, base = os.path.split(path)
     name = lossless(base)
@@ -192,6 +202,13 @@ def _any(relative: str, patterns: Iterable[str]) -> bool:
 
 
 def _found(walk: Walk, text: str, root: str, options: ReadOptions, hint: str) -> list[Item]:
+    if "" in walk.stores:
+        raise CorpusError(
+            f"{shown(root)} is a datastore's folder or a bundle, and holds no texts.",
+            hint="Name a folder of texts; a bundle is read by: knnlm-store import",
+        )
+    if walk.stores:
+        walk.problems.append(_left_out(walk.stores, root))
     if not walk.files:
         failed = [f" {p.where}: {p.what}" for p in walk.problems if p.failed]
         if options.may_be_empty and not failed:
@@ -202,8 +219,21 @@ def _found(walk: Walk, text: str, root: str, options: ReadOptions, hint: str) ->
     return [*walk.problems, *targets]
 
 
-def _inside(root: str, found: Found, source: str) -> Target:
+def _left_out(stores: list[str], root: str) -> Problem:
+    some = ", ".join(map(shown, sorted(stores)[:_NAMED]))
+    more = f" and {len(stores) - _NAMED} more" if len(stores) > _NAMED else ""
+    what = f"{counted(len(stores), 'folder')} of datastores or bundles left out: {some}{more}."
+    return Problem(shown(root), what, failed=False)
+
+
+def _tagged(path: str) -> Problem:
+    return Problem(shown(path), "This is HTML, whose tags would be read as text.", failed=True)
+
+
+def _inside(root: str, found: Found, source: str) -> Target | Problem:
     path = os.path.join(root, found.relative)
+    if path.lower().endswith(_MARKUP):
+        return _tagged(path)
     name = lossless(found.relative)
     return Target(_kind(path), path, shown(path), source, name, found.size)
 
