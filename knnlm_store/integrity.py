@@ -32,7 +32,8 @@ class Finding:
 
     damaged: a document whose entries are not one for each of its tokens. orphan: entries of a
     version that no document has (document None). unfinished: what a killed run left, which any
-    run that writes mends. expected, found: entries.
+    run that writes mends. expected, found: entries. undone: mending takes back a version that was
+    being written.
     """
 
     kind: Kind
@@ -40,13 +41,15 @@ class Finding:
     number: int
     expected: int
     found: int
+    undone: bool = False
 
 
 @dataclass
 class Integrity:
     """What was looked at, what was found, and what of it was mended.
 
-    again: ids of documents that were taken out because they were damaged, to be ingested again.
+    again, undone: ids of documents to be ingested again, as they were taken out because they were
+    damaged, or as a killed run had not written them in full.
     """
 
     documents: int = 0
@@ -54,6 +57,7 @@ class Integrity:
     findings: list[Finding] = field(default_factory=list)
     mended: int = 0
     again: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         """Give the report as one JSON-able object."""
@@ -103,8 +107,9 @@ def mend(store: Datastore, report: Integrity) -> None:
     if report.findings:
         again(forget_temperature, store)
     left = {(f.kind, f.document, f.number) for f in check(store).findings}
-    found = {(f.kind, f.document, f.number) for f in report.findings}
-    report.mended = len(found - left)
+    gone = {f for f in report.findings if (f.kind, f.document, f.number) not in left}
+    report.mended = len(gone)
+    report.undone = sorted({f.document for f in gone if f.undone and f.document})
     history.note(backend, "mend", time.monotonic() - started, mended=report.mended)
 
 
@@ -132,8 +137,9 @@ def _unfinished(
             yield _finding("unfinished", record, counts)
     for intent in claims:
         if intent.is_abandoned:
-            left = counts[intent.number] if intent.writes and intent.number not in known else 0
-            yield Finding("unfinished", intent.document, intent.number, 0, left)
+            undone = intent.writes and intent.number not in known
+            left = counts[intent.number] if undone else 0
+            yield Finding("unfinished", intent.document, intent.number, 0, left, undone)
 
 
 def _census(batches: Iterable[Entries]) -> tuple[Counter[int], dict[int, int], dict[int, int]]:

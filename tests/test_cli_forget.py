@@ -156,10 +156,14 @@ def test_verify_looks_and_mends() -> None:
     assert "orphan: version 777, 3 entries of no document" in wrong.out
     assert f"damaged: law/a.txt, 0 of {TOKENS['law/a.txt']} entries" in wrong.out
     assert f"knnlm-store verify {STORE} --mend" in wrong.err
+    assert "unfinished: s/half, 0 entries of a run that was ended; ingest it again\n" in wrong.out
+    again = f"For that: knnlm-store ingest --store {STORE} --source s FOLDER\n"
+    assert again in wrong.err
     mended = run("verify", STORE, "--mend", "--json")
     assert mended.code == 1  # a document has to be ingested again
     report = json.loads(mended.out)
     assert (report["whole"], report["mended"], report["again"]) == (False, 3, ["law/a.txt"])
+    assert report["undone"] == ["s/half"]
     assert run("verify", STORE).code == 0
     assert run("ingest", "--store", STORE, "law", "--json").json()["documents"]["added"] == 1
     assert run("verify", STORE).code == 0
@@ -172,3 +176,17 @@ def test_claims_of_a_killed_run_go_with_the_same_command() -> None:
     assert "unfinished: law/x" in run("verify", STORE).out
     assert run("forget", "--store", STORE, "--where", "source=x", "--yes").code == 1
     assert run("verify", STORE).code == 0
+
+
+def test_what_was_mended_is_to_be_ingested_again() -> None:
+    with Datastore.open(STORE) as store:
+        store.backend.upsert(some_entries(999, 3, store.manifest.key_dimension))
+        intents.put(store.backend, [an_intent("my notes/half", 999, dead_writer())])
+    done = run("verify", STORE, "--mend")
+    assert done.code == 0
+    assert done.out.splitlines()[1:] == [
+        "unfinished: my notes/half, 3 entries of a run that was ended; ingest it again",
+        "mended: 1",
+    ]
+    command = f"knnlm-store ingest --store {STORE} --source 'my notes' FOLDER"
+    assert done.err == f"For that: {command}\n"

@@ -111,6 +111,7 @@ def test_what_a_killed_run_left_is_finished(store: Datastore) -> None:
     found = {(f.kind, f.document, f.found) for f in report.findings}
     assert found == {("unfinished", "s/new", 3), ("unfinished", "s/b", len(TEXTS["b"]))}
     mend(store, report)
+    assert (report.mended, report.undone) == (2, ["s/new"])  # s/b was to be forgotten
     assert check(store).findings == []
     assert sorted(records(store)) == ["s/a", "s/c"]
     assert_whole(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from knnlm_store.datastore import Datastore
     from knnlm_store.documents import DocumentRecord
-    from knnlm_store.integrity import Integrity
+    from knnlm_store.integrity import Finding, Integrity
     from knnlm_store.values import Entries
 
 EXAMPLES = options.examples(
@@ -33,12 +34,6 @@ _SORTS: dict[str, Callable[[DocumentRecord], Any]] = {
     "name": lambda d: d.id,
     "time": lambda d: (-d.version.at, d.id),
     "tokens": lambda d: (-d.version.tokens, d.id),
-}
-
-
-_WHY = {
-    "orphan": " of no document",
-    "unfinished": " of a run that was ended; ingest it again, or --mend removes them",
 }
 
 
@@ -219,16 +214,24 @@ def _tell(report: Integrity, store: str) -> None:
     )
     for finding in report.findings:
         what = shown(finding.document or f"version {finding.number}")
-        told = f"{finding.found:,} of {counted(finding.expected, 'entry')}"
-        if finding.kind != "damaged":
-            told = counted(finding.found, "entry") + _WHY[finding.kind]
-        typer.echo(f"{finding.kind}: {what}, {told}")
+        typer.echo(f"{finding.kind}: {what}, {_entries(finding)}")
     if report.mended:
         typer.echo(f"mended: {report.mended}")
     for document in report.again:
         output.say(f"taken out, ingest it again: {shown(document)}")
+    undone = [f.document for f in report.findings if f.undone and f.document]
+    for source in sorted({name.partition("/")[0] for name in (*report.again, *undone)}):
+        named = shlex.quote(shown(source))
+        output.say(f"For that: knnlm-store ingest --store {store} --source {named} FOLDER")
     if report.findings and not report.mended:
         output.say(f"To mend what can be mended: knnlm-store verify {store} --mend")
+
+
+def _entries(finding: Finding) -> str:
+    if finding.kind == "damaged":
+        return f"{finding.found:,} of {counted(finding.expected, 'entry')}"
+    of = "of no document" if finding.kind == "orphan" else "of a run that was ended"
+    return f"{counted(finding.found, 'entry')} {of}" + "; ingest it again" * finding.undone
 
 
 def _iso(at: float) -> str:
