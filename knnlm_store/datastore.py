@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from knnlm_store import intents, registry
-from knnlm_store.backend import Indexed, VectorBackend
+from knnlm_store.backend import Aliased, Indexed, VectorBackend
 from knnlm_store.documents import DocumentRecord, scan
 from knnlm_store.errors import (
     InvalidEntries,
+    StoreError,
     StoreExists,
     StoreMismatch,
     StoreNotFound,
@@ -157,6 +158,7 @@ class Datastore:
         backend, manifest = self.backend, self.manifest
         return {
             "name": self.location.name,
+            **_alias(backend, self.location),
             "uri": str(self.location),
             "backend": self.location.scheme,
             "entries": backend.count(),
@@ -189,6 +191,16 @@ class Datastore:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _alias(backend: VectorBackend, location: Location) -> dict[str, str | None]:
+    """Say for which datastore a name stands, where the backend has aliases and shows them."""
+    if not isinstance(backend, Aliased):
+        return {}
+    try:
+        return {"alias_of": type(backend).aliases(location).get(location.name)}
+    except StoreError:  # who may read a datastore need not be allowed to list what is beside it
+        return {"alias_of": None}
 
 
 def _tell_unused(backend: VectorBackend, location: Location, spec: Spec) -> None:

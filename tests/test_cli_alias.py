@@ -9,6 +9,8 @@ import pytest
 
 from knnlm_store import registry
 from knnlm_store.datastore import Datastore
+from knnlm_store.errors import StoreError
+from knnlm_store.values import Location
 from tests.cli_support import run
 from tests.doctor_support import Linked, fill, install, manifest
 
@@ -42,6 +44,21 @@ def test_an_alias_is_made_moved_and_removed() -> None:
     assert (removed.code, removed.out) == (0, f"removed the alias {PLACE}/law\n")
     assert run("info", f"{PLACE}/law").code == 1
     assert [entries(name) for name in ("law-1", "law-2")] == [10, 20]
+
+
+def test_info_says_what_an_alias_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("alias", f"{PLACE}/law-2", "law")
+    facts = run("info", f"{PLACE}/law", "--json").json()
+    assert (facts["name"], facts["alias_of"]) == ("law", "law-2")
+    assert "name:           law\nalias_of:       law-2\n" in run("info", f"{PLACE}/law").out
+    assert run("info", f"{PLACE}/law-2", "--json").json()["alias_of"] is None
+    assert "alias_of" not in run("info", f"{PLACE}/law-2").out
+
+    def refused(location: Location) -> dict[str, str]:
+        raise StoreError("You may not list the aliases.")
+
+    monkeypatch.setattr(Linked, "aliases", refused)
+    assert run("info", f"{PLACE}/law", "--json").json()["alias_of"] is None
 
 
 def test_ls_marks_aliases() -> None:
@@ -205,7 +222,8 @@ def test_on_qdrants_engine(tmp_path: Path) -> None:
     with Datastore.open(f"{place}/law-1"):  # one engine for all commands
         for name, count in (("law-1", 10), ("law-2", 20)):
             assert run("alias", f"{place}/{name}", "law").out == f"{place}/law -> {name}\n"
-            assert run("info", f"{place}/law", "--json").json()["entries"] == count
+            facts = run("info", f"{place}/law", "--json").json()
+            assert (facts["entries"], facts["alias_of"]) == (count, name)
         listed = run("ls", place, "--json").json()
         assert (listed["names"], listed["aliases"]) == (["law-1", "law-2"], {"law": "law-2"})
         assert run("rm", "--yes", f"{place}/law").failure()[0] == 2

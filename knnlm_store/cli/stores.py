@@ -46,7 +46,8 @@ def info(store: StoreArgument, json: options.Json = False) -> None:
         output.print_json(facts)
         return
     for name, value in facts.items():
-        typer.echo(f"{name + ':':<16}{readable(name, value)}")
+        if name != "alias_of" or value is not None:
+            typer.echo(f"{name + ':':<16}{readable(name, value)}")
 
 
 def readable(name: str, value: Any) -> str:
