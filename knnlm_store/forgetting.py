@@ -19,6 +19,7 @@ from knnlm_store.documents import DocumentRecord, read, scan_all
 from knnlm_store.errors import StoreError, UsageError
 from knnlm_store.retry import retrying
 from knnlm_store.values import DocumentFilter, Float32, Int64
+from knnlm_store.wording import listed
 
 _AT_ONCE = 256  # documents that are claimed and removed together
 _SAMPLED, _KEYS, _K = 64, 8, 16  # documents whose keys are searched for, keys of each, neighbours
@@ -85,7 +86,8 @@ def choose(
             said = ", ".join(f"{key}={value}" for key, value in where.items())
             raise StoreError(
                 f"No document in {store.location} has {said}.",
-                hint=f"See what there is: knnlm-store documents {store.location}",
+                hint=f"{why_none_fits(documents.values(), where)} "
+                f"See what there is: knnlm-store documents {store.location}",
             )
         return chosen
     for unknown in sorted(
@@ -97,9 +99,29 @@ def choose(
 
 def fits(document: DocumentRecord, where: Mapping[str, str]) -> bool:
     """Whether a document's source and metadata are as `where` says."""
-    known = {key: str(value) for key, value in document.metadata.items()}
-    known["source"] = document.source
+    known = _known(document)
     return all(known.get(key) == value for key, value in where.items())
+
+
+def why_none_fits(documents: Iterable[DocumentRecord], where: Mapping[str, str]) -> str:
+    """Say what keys there are, or, if all of them are there, what values; in one sentence."""
+    values: dict[str, set[str]] = {"source": set()}
+    for document in documents:
+        for key, value in _known(document).items():
+            values.setdefault(key, set()).add(value)
+    for key, value in where.items():
+        if key not in values:
+            return f"There is no metadata key {key!r}; there are: {listed(values)}."
+        if value not in values[key]:
+            return f"The key {key!r} is there, with the values: {listed(values[key])}."
+    return "Each of these is there, but not in one document."
+
+
+def _known(document: DocumentRecord) -> dict[str, str]:
+    """What can be asked for of a document."""
+    return {key: str(value) for key, value in document.metadata.items()} | {
+        "source": document.source
+    }
 
 
 def not_there(stores: Sequence[Datastore], unknown: str, documents: Iterable[str]) -> StoreError:

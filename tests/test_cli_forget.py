@@ -76,6 +76,14 @@ def test_by_what_was_said_at_ingest() -> None:
         (["--where", "lang"], 2, "--where takes KEY=VALUE, not 'lang'.",
          "For example: --where source=law"),
         (["--where", "lang=fr"], 1, f"No document in {STORE} has lang=fr.",
+         "The key 'lang' is there, with the values: 'de', 'en'. "
+         f"See what there is: knnlm-store documents {STORE}"),
+        (["--where", "land=de"], 1, f"No document in {STORE} has land=de.",
+         "There is no metadata key 'land'; there are: 'kind', 'lang', 'source'. "
+         f"See what there is: knnlm-store documents {STORE}"),
+        (["--where", "source=law", "--where", "lang=de"], 1,
+         f"No document in {STORE} has source=law, lang=de.",
+         "Each of these is there, but not in one document. "
          f"See what there is: knnlm-store documents {STORE}"),
     ],
 )  # fmt: skip
@@ -110,6 +118,18 @@ def test_documents_are_searched_and_sorted() -> None:
     assert {d["source"] for d in newest[:2]} == {"rows"}
     code, message, _ = run("documents", STORE, "--sort", "size").failure()
     assert (code, message) == (2, "Documents are not sorted by 'size'.")
+
+
+def test_why_no_document_is_listed() -> None:
+    for pair, why in [
+        ("land=de", "There is no metadata key 'land'; there are: 'kind', 'lang', 'source'."),
+        ("lang=fr", "The key 'lang' is there, with the values: 'de', 'en'."),
+    ]:
+        done = run("documents", STORE, "--where", pair)
+        assert (done.code, done.out) == (0, "")
+        assert done.err.splitlines() == [why, "0 documents, 0 tokens"]
+        assert run("documents", STORE, "--where", pair, "--json").json()["found"] == 0
+    assert run("documents", STORE, "nothing", "--where", "lang=de").err == "0 documents, 0 tokens\n"
 
 
 def test_hostile_names_stay_in_their_line() -> None:

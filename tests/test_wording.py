@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knnlm_store.wording import counted
+from knnlm_store.wording import counted, listed
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ from knnlm_store.wording import counted
 )
 def test_one_and_many(number: int, what: str, told: str) -> None:
     assert counted(number, what) == told
+
+
+def test_names_in_one_short_line() -> None:
+    assert listed([]) == "none"
+    assert listed({"b", "a"}) == "'a', 'b'"
+    assert listed(["line\nbreak"]) == r"'line\nbreak'"
+    assert listed(["x" * 99]) == f"'{'x' * 60}...'"
+    assert listed(str(n) for n in range(10, 20)).endswith("'16', '17' and 2 more")

@@ -57,7 +57,7 @@ def documents(
 ) -> None:
     """List the documents of a datastore: tokens, bytes of input, and when they came in."""
     from knnlm_store.datastore import Datastore
-    from knnlm_store.forgetting import fits
+    from knnlm_store.forgetting import fits, why_none_fits
 
     if sort not in _SORTS:
         raise UsageError(
@@ -65,11 +65,11 @@ def documents(
         )
     pairs = common.pairs("--where", where, "--where source=law")
     with Datastore.open(store) as opened:
-        found = [
-            d
-            for d in opened.documents()
-            if fits(d, pairs) and (text is None or text.lower() in d.id.lower())
-        ]
+        every = list(opened.documents())
+    fitting = [d for d in every if fits(d, pairs)]
+    if pairs and not fitting:
+        output.say(why_none_fits(every, pairs))
+    found = [d for d in fitting if text is None or text.lower() in d.id.lower()]
     found.sort(key=_SORTS[sort])
     if json:
         shown = [_described(document) for document in found[:limit]]

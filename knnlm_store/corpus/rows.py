@@ -11,8 +11,7 @@ from typing import Any
 
 from knnlm_store.corpus.inputs import Target
 from knnlm_store.corpus.values import Document, Problem, ReadOptions, id_of, reason, surrogate
-
-_LISTED = 8
+from knnlm_store.wording import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,7 @@ def documents(
 
 def no_column(name: str, present: Iterable[str]) -> str:
     """The sentence for a column that is not there."""
-    names = sorted(map(str, present))
-    listed = ", ".join(map(repr, names[:_LISTED])) or "none"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"There is no column {name!r}; there are: {listed}{more}."
+    return f"There is no column {name!r}; there are: {listed(map(str, present))}."
 
 
 def _read(
