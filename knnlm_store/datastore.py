@@ -48,6 +48,7 @@ class Datastore:
             if isinstance(error, StoreNotFound):
                 place = str(location).removesuffix("/" + location.name)
                 error.hint = (
+                    f"{registry.did_you_mean(location)}"
                     f"Make it with: knnlm-store ingest --store {location} FOLDER, "
                     f"or see what there is: knnlm-store ls {place}"
                 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
-from knnlm_store.backend import VectorBackend
-from knnlm_store.errors import MissingDependency, UnknownBackend, UsageError
+from knnlm_store.backend import Aliased, VectorBackend
+from knnlm_store.errors import KnnlmError, MissingDependency, UnknownBackend, UsageError
 from knnlm_store.values import Location
 
 GROUP = "knnlm_store.backends"
@@ -103,7 +106,8 @@ def load(scheme: str) -> type[VectorBackend]:
     claims = {p.value: p for p in points.get(scheme, [])}
     if not claims:
         raise UnknownBackend(
-            f"There is no backend {scheme!r}.", hint=f"Installed: {', '.join(sorted(points))}."
+            f"There is no backend {scheme!r}.",
+            hint=f"{_guess(scheme, points)}Installed: {', '.join(sorted(points))}.",
         )
     if len(claims) > 1:
         who = ", ".join(
@@ -125,6 +129,28 @@ def load(scheme: str) -> type[VectorBackend]:
     if not (isinstance(adapter, type) and issubclass(adapter, VectorBackend)):
         raise UnknownBackend(f"{point.value} is not a VectorBackend.")
     return adapter
+
+
+def did_you_mean(location: Location) -> str:
+    """Ask, with a space behind, about a datastore or an alias there whose name is much like this.
+
+    Nothing where there is none, or what there is cannot be listed.
+    """
+    adapter = load(location.scheme)
+    try:
+        names = adapter.names(location)
+        if issubclass(adapter, Aliased):
+            names = [*names, *adapter.aliases(location)]
+    except KnnlmError:  # the hint must not take the place of what went wrong
+        return ""
+    return _guess(location.name, names, location)
+
+
+def _guess(name: str, names: Iterable[str], location: Location | None = None) -> str:
+    near = get_close_matches(name, [each for each in names if each != name], 1)
+    if not near:
+        return ""
+    return f"Did you mean {replace(location, name=near[0]) if location else near[0]}? "
 
 
 def connect(uri: str | Location) -> VectorBackend:

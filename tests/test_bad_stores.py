@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from knnlm_store.errors import StoreError
+from knnlm_store.values import Location
+from knnlm_store_faiss import FaissBackend
 from tests.cli_support import (
     STORE,
     WITH_MODEL,
@@ -71,6 +74,32 @@ def test_a_datastore_that_does_not_exist(name: str, made: Path) -> None:
         )
     message = f"There is no datastore at {made}/stores/nowhere."
     assert run(*arguments).failure() == (1, message, expected)
+
+
+@pytest.mark.parametrize("name", ["eval", "generate", "info", "doctor", "compact", "rm"])
+@pytest.mark.parametrize("said", ["lwa", "laws", "Law"])
+def test_a_name_that_is_nearly_right(name: str, said: str, made: Path) -> None:
+    uri = f"faiss:stores/{said}"
+    done = run(*(command(name, store=uri) if name in WITH_MODEL else (name, uri)))
+    assert done.code == 1
+    assert "Did you mean faiss:stores/law? " in (done.out if name == "doctor" else done.err)
+
+
+def test_what_cannot_be_listed_is_not_guessed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(location: Location) -> list[str]:
+        raise StoreError("You may not list them.")
+
+    monkeypatch.setattr(FaissBackend, "names", refused)
+    hint = run("info", "faiss:stores/lwa").failure()[2]
+    assert hint.startswith("Make it with: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("info", "fais:stores/law"), ("eval", "--backend", "fiass", "--name", "law", "law")],
+)
+def test_a_backend_that_is_nearly_right(arguments: tuple[object, ...]) -> None:
+    assert run(*arguments).failure()[2].startswith("Did you mean faiss? Installed: ")
 
 
 @pytest.mark.parametrize(

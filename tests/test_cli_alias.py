@@ -61,6 +61,18 @@ def test_info_says_what_an_alias_stands_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert run("info", f"{PLACE}/law", "--json").json()["alias_of"] is None
 
 
+def test_an_alias_that_is_nearly_right() -> None:
+    run("alias", f"{PLACE}/law-2", "current")
+    assert (
+        run("info", f"{PLACE}/curent")
+        .failure()[2]
+        .startswith(f"Did you mean {PLACE}/current? Make it with: ")
+    )
+    assert run("alias", f"{PLACE}/lwa-2", "now").failure()[2] == (
+        f"Did you mean {PLACE}/law-2? See what there is: knnlm-store ls {PLACE}"
+    )
+
+
 def test_ls_marks_aliases() -> None:
     run("alias", f"{PLACE}/law-2", "law")
     run("alias", f"{PLACE}/law-1", "archive")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from knnlm_store.cli import common, options
-from knnlm_store.cli.stores import place_of
+from knnlm_store.cli.stores import not_there, place_of
 from knnlm_store.errors import StoreNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _set(location: Location, name: str) -> None:
         assert isinstance(backend, Aliased)
         backend.set_alias(name)
     except StoreNotFound as error:
-        error.hint = f"See what there is: knnlm-store ls {place}"
+        error.hint = not_there(location)
         raise
     finally:
         backend.close()

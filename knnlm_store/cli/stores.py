@@ -112,6 +112,14 @@ def place_of(location: Location) -> str:
     return str(location).removesuffix("/" + location.name)
 
 
+def not_there(location: Location) -> str:
+    """Give the next step for whoever named a datastore that is not there."""
+    from knnlm_store import registry
+
+    there = f"See what there is: knnlm-store ls {place_of(location)}"
+    return registry.did_you_mean(location) + there
+
+
 def rm(
     store: Annotated[
         str, typer.Argument(metavar="STORE", help="The datastore, as BACKEND:PATH/NAME.")
@@ -129,7 +137,7 @@ def rm(
             output.confirm(f"Remove {location} and all its entries?")
         backend.drop()
     except StoreNotFound as error:
-        error.hint = f"See what there is: knnlm-store ls {place_of(location)}"
+        error.hint = not_there(location)
         raise
     finally:
         backend.close()
