@@ -155,6 +155,8 @@ def test_datastores_and_bundles_are_left_out(law: Path, names: tuple[str, ...]) 
     )
     assert [p for p in items if isinstance(p, Problem)] == [Problem("law", left_out, False)]
     assert len(problems("law/part/**")) == 1
+    with pytest.raises(CorpusError, match="holds nothing to read. 1 folder of datastores"):
+        Corpus(["law/*/*.rst"])
     for whole in ("law/memory", "law/memory/*"):
         with pytest.raises(CorpusError, match="law/memory is a datastore's folder or a bundle"):
             Corpus([whole], ReadOptions(may_be_empty=True))

@@ -207,13 +207,14 @@ def _found(walk: Walk, text: str, root: str, options: ReadOptions, hint: str) ->
             f"{shown(root)} is a datastore's folder or a bundle, and holds no texts.",
             hint="Name a folder of texts; a bundle is read by: knnlm-store import",
         )
-    if walk.stores:
-        walk.problems.append(_left_out(walk.stores, root))
+    left_out = [_left_out(walk.stores, root)] if walk.stores else []
+    walk.problems += left_out
     if not walk.files:
         failed = [f" {p.where}: {p.what}" for p in walk.problems if p.failed]
         if options.may_be_empty and not failed:
             return [*walk.problems, Nothing(options.source or _folder_name(root))]
-        raise CorpusError(f"{shown(text)} holds nothing to read.{''.join(failed[:1])}", hint=hint)
+        why = [*failed, *(f" {problem.what}" for problem in left_out)]
+        raise CorpusError(f"{shown(text)} holds nothing to read.{''.join(why[:1])}", hint=hint)
     source = options.source or _folder_name(root)
     targets = (_inside(root, found, source) for found in walk.files)
     return [*walk.problems, *targets]
