@@ -181,6 +181,26 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
     assert kept["rows/y"] == {**constant, "year": 1985}
 
 
+def test_metadata_columns_that_no_row_has(tmp_path: Path) -> None:
+    """An error before anything is there; where a later row may have them, a warning."""
+    rows = "".join(json.dumps({"id": n, "text": "One.", "year": n}) + "\n" for n in range(3))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    wrong = ("--metadata-column", "yaer")
+    for command in ("ingest", "sync"):
+        code, message, hint = run(command, "--store", STORE, "rows.jsonl", *wrong).failure()
+        assert code == 1
+        assert message == "No row has the metadata column 'yaer'; there are: 'id', 'text', 'year'."
+        assert hint.startswith("Did you mean 'year'?")
+    assert not (tmp_path / "stores").exists()
+    (tmp_path / "rows.jsonl").write_text(rows + "no JSON\n")
+    warned = run("ingest", "--store", STORE, "rows.jsonl", *wrong, "--json")
+    assert counts(json.loads(warned.out)) == [3, 0, 0, 2]
+    assert warned.err.splitlines()[0] == (
+        "warning: None of the first rows has the metadata column 'yaer'; there are: 'id', 'text', "
+        "'year'."
+    )
+
+
 def test_every_kind_of_input(tmp_path: Path) -> None:
     row = {"number": "n1", "body": "Compressed."}
     with gzip.open(tmp_path / "zipped.jsonl.gz", "wt") as lines:

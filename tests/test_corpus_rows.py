@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions
+from knnlm_store.corpus import Corpus, Document, Problem, ReadOptions, columns
+from knnlm_store.errors import CorpusError
 
 
 @pytest.fixture(autouse=True)
@@ -100,12 +102,61 @@ def test_metadata() -> None:
     assert document.metadata == {"licence": "CC0", "url": "x", "tags": ["p", {"q": 1.5}]}
 
 
-def test_metadata_that_is_missing_from_every_row_is_a_problem() -> None:
-    rows = jsonl({"text": "a", "year": 1}, {"text": "b"})
-    items = read(rows, metadata_columns=("year", "url", "tag"))
-    assert ids(items)[:2] == ["rows/1", "rows/2"]
-    what = "No row has the metadata column 'tag', 'url'."
-    assert items[2:] == [Problem("rows.jsonl", what, failed=True)]
+MISSING = ReadOptions(metadata_columns=("year", "ulr", "tag"), stdin_format="jsonl")
+TAGGED = jsonl({"text": "a", "year": 1, "url": ""}, {"text": "b"})
+NO_ROW = "No row has the metadata column 'tag', 'ulr'; there are: 'text', 'url', 'year'."
+
+
+def test_metadata_that_is_missing_from_every_row_is_an_error(folder: Path) -> None:
+    """Told before anything is read, as a file is known to its end."""
+    Path("rows.jsonl").write_bytes(TAGGED)
+    (folder / "notes").mkdir()
+    Path("notes/a.txt").write_text("a")
+    with pytest.raises(CorpusError, match=re.escape(NO_ROW)):
+        Corpus(["notes", "rows.jsonl"], MISSING)
+    one = ReadOptions(metadata_columns=("ulr",))
+    with pytest.raises(CorpusError) as caught:
+        Corpus(["rows.jsonl"], one)
+    assert caught.value.hint == "Did you mean 'url'? Name a column that is there, or none."
+
+
+def test_metadata_that_is_missing_from_every_row_of_a_pipe_is_a_problem() -> None:
+    corpus = Corpus(["-"], MISSING, io.BytesIO(TAGGED))
+    assert corpus.doubt == ""
+    *documents, problem = corpus
+    assert len(documents) == 2
+    assert problem == Problem("stdin", NO_ROW, failed=True)
+
+
+def test_metadata_that_is_in_another_file_is_there() -> None:
+    Path("one.jsonl").write_bytes(TAGGED)
+    Path("two.jsonl").write_bytes(jsonl({"text": "a", "ulr": 1, "tag": 2}))
+    corpus = Corpus(["one.jsonl", "two.jsonl"], MISSING)
+    assert corpus.doubt == ""
+    assert whats(list(corpus)) == [
+        ("one.jsonl", NO_ROW),
+        ("two.jsonl", "No row has the metadata column 'year'; there are: 'tag', 'text', 'ulr'."),
+    ]
+
+
+def test_metadata_that_may_come_later_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows beyond those that are looked at, lines that are none, a damaged file."""
+    monkeypatch.setattr(columns, "LOOKED_AT", 1)
+    options = ReadOptions(metadata_columns=("late",))
+    late = jsonl({"text": "c", "late": 1})
+    for data in (TAGGED + late, TAGGED[:-10] + b"\n" + late):
+        Path("rows.jsonl").write_bytes(data)
+        doubt = Corpus(["rows.jsonl"], options).doubt
+        assert doubt.startswith("None of the first rows has the metadata column 'late'; there are:")
+    Path("rows.jsonl").write_bytes(jsonl({"text": "a"}) + late)
+    assert Corpus(["rows.jsonl"], options).doubt == ""
+
+
+def test_metadata_columns_without_rows_are_a_doubt() -> None:
+    Path("a.txt").write_text("a")
+    doubt = Corpus(["a.txt"], MISSING).doubt
+    assert doubt == "There are no rows, and only rows have metadata columns."
+    assert Corpus(["a.txt"]).doubt == ""
 
 
 def test_metadata_that_cannot_be_kept_costs_only_itself() -> None:

@@ -130,6 +130,18 @@ def test_metadata_of_every_type() -> None:
     }
 
 
+def test_metadata_columns_that_are_not_there() -> None:
+    write({"text": ["a"], "year": [1]})
+    what = "No row has the metadata column 'yaer'; there are: 'text', 'year'."
+    with pytest.raises(CorpusError, match=f"^{what}$") as caught:
+        Corpus(["rows.parquet"], ReadOptions(metadata_columns=("yaer",)))
+    assert caught.value.hint.startswith("Did you mean 'year'?")
+    Path("broken.parquet").write_bytes(b"no table")
+    both = ["rows.parquet", "broken.parquet"]
+    doubt = Corpus(both, ReadOptions(metadata_columns=("yaer",))).doubt
+    assert doubt == what.replace("No row", "None of the first rows")
+
+
 def test_a_row_that_is_not_utf8_costs_only_itself() -> None:
     raw = pa.array([b"a", b"\xff", b"c"]).view("string")
     write({"text": raw})
@@ -228,6 +240,7 @@ def test_a_hub_dataset(hub: str) -> None:
         ("s:train", {}, "cannot be opened: .*verses"),
         (":train", {"text_column": "body"}, "train: There is no column 'body'; there are:"),
         (":train", {"id_column": "key"}, "train: There is no column 'key'; there are:"),
+        (":train", {"metadata_columns": ("m",)}, "column 'm'; there are: 'id', 'n', 'text'"),
     ],
 )
 def test_hub_datasets_that_do_not_fit(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, options, output
+from knnlm_store.cli import common, options, output, slips
 from knnlm_store.cli.creating import Wanted, key_space
 from knnlm_store.cli.interrupt import stop_on_interrupt
 from knnlm_store.cli.prune import Prune
@@ -128,6 +128,7 @@ def ingest(
     wanted = Wanted(
         key_module, window, storage, common.creation_options(option), transform, transform_from
     )
+    slips.tell(corpus)
     language_model = load_model(where, wanted, model, revision=revision, device=device, dtype=dtype)
     run = _dry_run if dry_run else write
     run(corpus, language_model, where, wanted, batch_size, json)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, ingest, options
+from knnlm_store.cli import common, ingest, options, slips
 from knnlm_store.cli.creating import Wanted
 from knnlm_store.cli.prune import Prune
 from knnlm_store.errors import UsageError
@@ -140,6 +140,7 @@ def _read_in(
         corpus = Corpus(inputs, reading)  # listed after that look
     if must_exist:
         Datastore.open(where).close()
+    slips.tell(corpus)
     wanted = Wanted(None, None, None, {})
     language_model = ingest.load_model(where, wanted, model, **loading)
     ingest.write(corpus, language_model, where, wanted, batch_size, json, prune)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from typing import Any
 
-from knnlm_store.corpus.inputs import Target
+from knnlm_store.corpus.inputs import Kind, Target
 from knnlm_store.corpus.values import Document, Problem, ReadOptions, id_of, reason, surrogate
 from knnlm_store.wording import listed
+
+LOOKED_AT = 1000
+"""Rows at the beginning of a file. Most files show all their columns in the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ def documents(
     rows: Iterable[Row | Problem], target: Target, options: ReadOptions
 ) -> Iterator[Document | Problem]:
     """The documents of a target's rows; problems among the rows pass through."""
-    missing = set(options.metadata_columns)
+    missing, names = set(options.metadata_columns), set[str]()
     position, count = 0, 0
     for row in rows:
         count += 1
@@ -40,6 +43,9 @@ def documents(
             yield row
             continue
         missing -= row.values.keys()
+        # of others than JSON only the columns that were asked for are read
+        if missing and target.kind is Kind.JSONL and count <= LOOKED_AT:
+            names |= row.values.keys()
         for item in _read(row, target, options, row.position - position):
             if isinstance(item, Document):
                 position = row.position
@@ -47,13 +53,18 @@ def documents(
     if not count:
         yield Problem(target.where, "There are no rows.", failed=False)
     elif missing:
-        names = ", ".join(sorted(map(repr, missing)))
-        yield Problem(target.where, f"No row has the metadata column {names}.", failed=True)
+        yield Problem(target.where, no_metadata_column("No row", missing, names), failed=True)
 
 
 def no_column(name: str, present: Iterable[str]) -> str:
     """The sentence for a column that is not there."""
     return f"There is no column {name!r}; there are: {listed(map(str, present))}."
+
+
+def no_metadata_column(which: str, missing: Iterable[str], present: Collection[str]) -> str:
+    """The sentence for columns that rows lack; which: a word for these rows."""
+    there = f"; there are: {listed(present)}" if present else ""
+    return f"{which} has the metadata column {listed(missing)}{there}."
 
 
 def _read(

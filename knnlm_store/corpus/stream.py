@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from knnlm_store.corpus.columns import doubt, known
 from knnlm_store.corpus.inputs import Kind, Nothing, Target, plan
 from knnlm_store.corpus.readers import json_rows, text_document
 from knnlm_store.corpus.rows import documents
-from knnlm_store.corpus.tables import hub_rows, open_hub, parquet_rows
+from knnlm_store.corpus.tables import Hub, hub_rows, open_hub, parquet_rows
 from knnlm_store.corpus.values import Document, Problem, ReadOptions, reason
 from knnlm_store.errors import CorpusError
 from knnlm_store.registry import require
@@ -22,7 +23,8 @@ class Corpus:
 
     Folders are listed and datasets are opened at once, so that a wrong argument raises
     CorpusError or UsageError here, not after hours; texts are read while iterating, which may
-    be done again unless standard input is among the inputs.
+    be done again unless standard input is among the inputs. doubt: a sentence about metadata
+    columns that may be nowhere, or nothing; where that is sure it is a CorpusError.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Corpus:
         self._stdin = stdin
         self._stdin_read = False
         self._complete = False
-        self._hub: dict[Target, Any] = {}
+        self._hub: dict[Target, Hub] = {}
         for target in self._targets():
             if target.kind is Kind.PARQUET:
                 require("pyarrow", "data")
             elif target.kind is Kind.HUB:
                 self._hub[target] = open_hub(target, self._options)
+        found = (each for t in self._targets() for each in known(t, self._hub.get(t)))
+        self.doubt = doubt(self._options.metadata_columns, found)
 
     @property
     def total_bytes(self) -> int | None:

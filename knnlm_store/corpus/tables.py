@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from knnlm_store.corpus.inputs import Target, split_hub
 from knnlm_store.corpus.rows import Row, no_column
@@ -39,6 +39,19 @@ def parquet_rows(stream: BinaryIO, target: Target, options: ReadOptions) -> Iter
         yield Problem(f"{target.where}#{number + 1}", what, failed=True)
 
 
+def table_columns(stream: BinaryIO) -> list[str] | None:
+    """The columns of a Parquet file; None if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(stream) as table:
+            names: list[str] = table.schema_arrow.names
+            return names
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+
+
 def _unfit(schema: Any, options: ReadOptions) -> str:
     """Why no row of a table could be used, or nothing."""
     import pyarrow as pa
@@ -71,7 +84,14 @@ def _table_row(batch: Any, index: int, target: Target, number: int, position: in
     return Row(where, number, values, position)
 
 
-def open_hub(target: Target, options: ReadOptions) -> Any:
+class Hub(NamedTuple):
+    """A stream of rows, and the columns that the dataset has; None if nobody knows yet."""
+
+    stream: Any
+    columns: list[str] | None
+
+
+def open_hub(target: Target, options: ReadOptions) -> Hub:
     """The stream of a hub dataset, reduced to the columns that are looked at.
 
     Raises CorpusError if there is no such dataset, configuration or split.
@@ -87,18 +107,19 @@ def open_hub(target: Target, options: ReadOptions) -> Any:
             f"{target.where} cannot be opened: {reason(error)}.",
             hint="Write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT; check the name and the network.",
         ) from error
-    if stream.column_names is None:  # known only once the first row is read
-        return stream
-    if what := _missing(stream.column_names, options):
+    names = stream.column_names
+    if names is None:  # known only once the first row is read
+        return Hub(stream, None)
+    if what := _missing(names, options):
         raise CorpusError(f"{target.where}: {what}")
-    return stream.select_columns([c for c in options.columns if c in stream.column_names])
+    return Hub(stream.select_columns([c for c in options.columns if c in names]), names)
 
 
-def hub_rows(stream: Any, target: Target) -> Iterator[Row | Problem]:
+def hub_rows(hub: Hub, target: Target) -> Iterator[Row | Problem]:
     """The rows of a hub dataset."""
     number = position = 0
     try:
-        for number, values in enumerate(stream, 1):
+        for number, values in enumerate(hub.stream, 1):
             position += sum(
                 len(v.encode("utf-8", "replace")) for v in values.values() if isinstance(v, str)
             )
