@@ -210,6 +210,27 @@ def test_a_file_that_is_the_whole_source(place: Path) -> None:
     assert set(documents(STORE)) == LAW | {"lore/x.txt", "rows/two"}
 
 
+def test_a_source_that_may_be_misspelt_is_told(place: Path) -> None:
+    (place / "note.txt").write_text("A note.")
+    told = "new source 'lwa'; the datastore has 'law', 'lore'\n"
+    named = ("note.txt", "--store", STORE, "--source", "lwa")
+    dry = run("ingest", *named, "--dry-run", "--json")
+    assert (dry.json()["documents"], dry.err) == (1, told)
+    added = run("add", *named)
+    assert (added.code, added.err) == (0, told)
+    assert run("sync", *named).err == ""  # by now it is known
+
+
+def test_a_source_that_is_known_is_not_told(place: Path) -> None:
+    """Nor is the first one of a datastore, or one that is named by a folder."""
+    (place / "note.txt").write_text("A note.")
+    assert sync("note.txt", "--source", "law").err == ""
+    write_corpus(place / "more", LORE)
+    assert sync("more").err == ""
+    first = run("ingest", "note.txt", "--store", "faiss:stores/other", "--source", "notes")
+    assert (first.code, first.err) == (0, "")
+
+
 def test_add_to_what_is_there(place: Path) -> None:
     (place / "note.txt").write_text("A note about the rate. " * 2)
     report = run("add", "note.txt", "--store", STORE, "--source", "law", "--json").json()

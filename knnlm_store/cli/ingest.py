@@ -128,7 +128,7 @@ def ingest(
     wanted = Wanted(
         key_module, window, storage, common.creation_options(option), transform, transform_from
     )
-    slips.tell(corpus)
+    slips.tell(corpus, where, source)
     language_model = load_model(where, wanted, model, revision=revision, device=device, dtype=dtype)
     run = _dry_run if dry_run else write
     run(corpus, language_model, where, wanted, batch_size, json)

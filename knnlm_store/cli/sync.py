@@ -140,7 +140,7 @@ def _read_in(
         corpus = Corpus(inputs, reading)  # listed after that look
     if must_exist:
         Datastore.open(where).close()
-    slips.tell(corpus)
+    slips.tell(corpus, where, reading.source)
     wanted = Wanted(None, None, None, {})
     language_model = ingest.load_model(where, wanted, model, **loading)
     ingest.write(corpus, language_model, where, wanted, batch_size, json, prune)
