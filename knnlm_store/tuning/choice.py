@@ -21,7 +21,8 @@ from knnlm_store.tuning.families import (
     learned,
     ratio,
 )
-from knnlm_store.tuning.judging import HARM, Judgement, folds_of, judge, margin, sources_of
+from knnlm_store.tuning.folds import folds_of
+from knnlm_store.tuning.judging import HARM, Judgement, judge, margin, sources_of
 from knnlm_store.tuning.likelihood import best_lambda
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.tuning.table import Table

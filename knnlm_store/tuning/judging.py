@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from knnlm_store.interpolation import Float64, mix
+from knnlm_store.tuning.folds import Sources
 from knnlm_store.tuning.foreign import source_of
 from knnlm_store.tuning.sample import Sample
 from knnlm_store.tuning.table import Table
@@ -23,12 +23,8 @@ HARM = 0.005
 LEAST = 0.001
 """Share of perplexity that a policy must gain where documents are too few to tell its error."""
 
-_FOLDS = 4
 _DOCUMENTS = 8  # that a standard error takes
 _HALVINGS = 30
-
-Sources = Mapping[str, Int64]
-"""Rows of a table by the source of foreign text they belong to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,35 +111,5 @@ def margin(log_p: Float64, log_lm: Float64, documents: Int64) -> float:
     return float(np.sqrt(n / (n - 1) * (each**2).sum()) / len(gain))
 
 
-def folds_of(documents: Int64, home: NDArray[np.bool_], sources: Sources, seed: int) -> list[Int64]:
-    """Part rows into folds; every fold has its share of the text to fit.
-
-    Of foreign text a fold has a whole source, so that each is judged by fits that saw none of it;
-    where there is but one source, it is parted by documents as well.
-    """
-    own = _parted(np.flatnonzero(home), documents, seed)
-    if len(sources) > 1:
-        each, none = list(sources.values()), np.empty(0, np.int64)
-        foreign = [np.concatenate([none, *each[i::_FOLDS]]) for i in range(_FOLDS)]
-    else:
-        foreign = _parted(np.flatnonzero(~home), documents, seed)
-    return [np.concatenate(both) for both in zip(own, foreign, strict=True)]
-
-
 def _harm(log_p: Float64, log_lm: Float64) -> float:
     return float((log_lm - log_p).mean())
-
-
-def _parted(rows: Int64, documents: Int64, seed: int) -> list[Int64]:
-    """Part some rows so that parts share no document; by runs of rows where these are few."""
-    names, counts = np.unique(documents[rows], return_counts=True)
-    if len(names) < 2 * _FOLDS:
-        return np.array_split(rows, _FOLDS)
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of = np.empty(len(names), np.int64)
-    sizes = np.zeros(_FOLDS)
-    for name in order[np.argsort(-counts[order], kind="stable")]:  # the largest first
-        fold_of[name] = sizes.argmin()
-        sizes[fold_of[name]] += counts[name]
-    part = fold_of[np.searchsorted(names, documents[rows])]
-    return [rows[part == number] for number in range(_FOLDS)]

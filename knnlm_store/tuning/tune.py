@@ -27,11 +27,11 @@ from knnlm_store.tuning.known import NEAR, contamination, without_known
 from knnlm_store.tuning.pictures import Pictures, pictures
 from knnlm_store.tuning.sample import Sample
 
-MOST, MOST_FOREIGN, MOST_TEST = 30_000, 24_000, 100_000
+MOST, MOST_FOREIGN, MOST_TEST = 30_000, 32_000, 100_000
 """Tokens of each text that are looked at."""
 LEAST = 500
 """Tokens of validation text below which nothing is fitted."""
-TOLERANCE = 0.005
+TOLERANCE = 0.001
 """Perplexity, relative, that a smaller k may cost."""
 
 
