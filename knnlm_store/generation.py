@@ -71,7 +71,9 @@ class KnnLM:
             )
         for hook in list(model._forward_hooks.values()):
             if isinstance(before := getattr(hook, "__self__", None), KnnLM):
-                before.detach()
+                before._leave()
+                if before.language_model.tap is not language_model.tap:
+                    before.language_model.tap.remove()
         self._layers = _layers(model)
         self._handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
@@ -194,10 +196,14 @@ class KnnLM:
 
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
+        self._leave()
+        self.language_model.tap.remove()
+
+    def _leave(self) -> None:
+        """Detach, but for the hook that captures keys."""
         self.off()
         self._used.end()
         self._handle.remove()
-        self.language_model.tap.remove()
 
     # -- the step ------------------------------------------------------------------------------
 

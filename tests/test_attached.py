@@ -71,6 +71,18 @@ def test_attaching_again_replaces(lm: KnnLM, tokenizer: Any) -> None:
 
 
 @torch.no_grad()
+def test_attaching_the_same_model_object_again(lm: KnnLM, tokenizer: Any) -> None:
+    """The new one has the keys that the one before shared with it, and mixes once."""
+    model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
+    once = model(tokens).logits
+    again = KnnLM(lm.language_model).use(store, MIXTURE)
+    assert torch.equal(model(tokens).logits, once)
+    plain = again.off().language_model.model(tokens).logits
+    assert not torch.equal(plain, once)
+    assert lm.counters.steps == again.counters.steps == 1
+
+
+@torch.no_grad()
 def test_threads_do_not_see_each_others_keys(lm: KnnLM, tokenizer: Any) -> None:
     model = lm.language_model.model
     texts = ["the creditor shall disc", "a fee; the rate", "shall", "zzz zzz"]
