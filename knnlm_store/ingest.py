@@ -6,7 +6,6 @@ run through the model as far as the key point, written behind the forward pass.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,8 @@ from typing import Any
 from knnlm_store import history
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
+from knnlm_store.comparing import digest_of as digest_of  # named here by others as well
+from knnlm_store.comparing import metadata_of
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.documents import Change, DocumentRecord, Version
@@ -114,8 +115,7 @@ class _Run:
             return None
         digest = digest_of(document)
         known = self.catalog.get(document.id)
-        # a run that says nothing of metadata keeps what earlier ones said: it may be forgotten by
-        metadata = dict(document.metadata) or dict(known.metadata if known else {})
+        metadata = metadata_of(document, known)
         if known and known.version.digest == digest:
             if known.metadata != metadata:
                 change = Change(replace(known, metadata=metadata), with_entries=False)
@@ -177,11 +177,6 @@ class _Run:
                 self.report.replaced -= not is_new
             else:
                 self.report.skipped -= 1
-
-
-def digest_of(document: Document) -> str:
-    """Digest of a document's text, by which a change is noticed."""
-    return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def ingest(

@@ -43,6 +43,19 @@ class Prune:
         with suppress(StoreNotFound), Datastore.open(where) as store:
             self.seen.look(store)
 
+    def foreseen(self, store: Datastore, corpus: Corpus) -> list[str]:
+        """Give the documents that would be forgotten, after the same reading."""
+        from knnlm_store.pruning import leavers
+
+        if not corpus.complete:
+            self.is_owed = True
+            output.say("Nothing would be pruned: not everything of the source could be read.")
+            return []
+        gone = leavers(store, corpus.sources, self.seen)
+        if gone.shrunk and not self._yes:
+            output.say(f"{_shrunk(gone)} Without --yes you would be asked.")
+        return sorted(gone.documents)
+
     def run(self, store: Datastore, corpus: Corpus, *, quiet: bool) -> dict[str, Any]:
         """Prune, tell of it unless quiet, and give it as a JSON-able object."""
         from knnlm_store.forgetting import ForgetReport, forget
@@ -55,7 +68,8 @@ class Prune:
             return {"pruned": ForgetReport().json()}
         gone = retrying()(leavers, store, corpus.sources, self.seen)
         if gone.shrunk and not self._yes:
-            output.confirm(_question(gone))
+            many = counted(_among(gone), "document")
+            output.confirm(f"{_shrunk(gone)} Forget {many} of it?")
         report = ForgetReport()
         if gone.documents:
             with output.status("pruning"), stop_on_interrupt() as stop:
@@ -66,12 +80,15 @@ class Prune:
         return {"pruned": report.json()}
 
 
-def _question(gone: Leavers) -> str:
+def _shrunk(gone: Leavers) -> str:
     from knnlm_store.corpus.values import shown
 
-    names = shown(", ".join(gone.shrunk))
-    count = sum(document.partition("/")[0] in gone.shrunk for document in gone.documents)
-    return f"More than half of {names} left it. Forget {counted(count, 'document')} of it?"
+    return f"More than half of {shown(', '.join(gone.shrunk))} left it."
+
+
+def _among(gone: Leavers) -> int:
+    """How many documents of the sources that shrank are gone."""
+    return sum(document.partition("/")[0] in gone.shrunk for document in gone.documents)
 
 
 def tell(report: ForgetReport, word: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from knnlm_store.cli import common, ingest, options, slips
+from knnlm_store.cli import common, ingest, options, preview, slips
 from knnlm_store.cli.creating import Wanted
 from knnlm_store.cli.prune import Prune
 from knnlm_store.errors import UsageError
@@ -14,6 +14,7 @@ from knnlm_store.errors import UsageError
 EXAMPLES = options.examples(
     "knnlm-store sync corpus/ --store faiss:stores/law --model MODEL",
     "knnlm-store sync corpus/ --store faiss:stores/law --model MODEL --source law --prune",
+    "knnlm-store sync corpus/ --store faiss:stores/law --model MODEL --prune --dry-run",
 )
 ADD_EXAMPLES = options.examples(
     "knnlm-store add new.txt --store faiss:stores/law --model MODEL --source law",
@@ -49,6 +50,10 @@ def sync(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask, even where a source has become empty.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing; tell what would be done, by document."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Bring a datastore up to date: add what is new, replace what changed, skip the rest.
@@ -73,9 +78,8 @@ def sync(
     place: dict[str, Any] = {"store": store, "backend": backend, "name": name, "url": url}
     place |= {"domain": domain, "config": config}
     loading = {"revision": revision, "device": device, "dtype": dtype}
-    _read_in(
-        inputs, reading, place, model, loading, batch_size, json, Prune(yes) if prune else None
-    )
+    pruning = Prune(yes) if prune else None
+    _read_in(inputs, reading, place, model, loading, batch_size, json, pruning, dry_run=dry_run)
 
 
 def add(
@@ -127,6 +131,7 @@ def _read_in(
     prune: Prune | None = None,
     *,
     must_exist: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Do as `ingest` does, with nothing said of a new datastore."""
     from knnlm_store.corpus import Corpus
@@ -141,6 +146,9 @@ def _read_in(
     if must_exist:
         Datastore.open(where).close()
     slips.tell(corpus, where, reading.source)
+    if dry_run:
+        preview.show(corpus, where, prune, json)
+        return
     wanted = Wanted(None, None, None, {})
     language_model = ingest.load_model(where, wanted, model, **loading)
     ingest.write(corpus, language_model, where, wanted, batch_size, json, prune)
