@@ -13,20 +13,22 @@ import torch
 
 from benchmarks.common import language_model, report, timed
 from knnlm_store.features import NAMES
-from knnlm_store.gate import Gate
+from knnlm_store.gate import Gate, Likeness
 from knnlm_store.mixing import mix_rows
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
 from knnlm_store.policies import Bucketed, Ratio
 from knnlm_store.values import Neighbours
 
-KS, REPEATS = (128, 1024), 30
+KS, REPEATS, DIMENSIONS = (128, 256, 1024), 30, 256
 
 
 def gate(rng: np.random.Generator) -> Gate:
     """A gate of the size that `tune` fits, with weights drawn at random."""
-    widths = (len(NAMES), 64, 64, 5)
+    read = len(NAMES) + 1
+    widths = (read, 64, 64, 5)
     layers = tuple((rng.normal(size=shape) / 8, np.zeros(shape[1])) for shape in pairwise(widths))
-    return Gate(5.0, np.zeros(len(NAMES)), np.ones(len(NAMES)), layers, (0.5, 1.0, 2.0, 4.0))
+    likeness = Likeness(rng.normal(size=DIMENSIONS), 0.0)
+    return Gate(5.0, np.zeros(read), np.ones(read), layers, (0.5, 1.0, 2.0, 4.0), likeness)
 
 
 def neighbours(rng: np.random.Generator, k: int) -> Neighbours:
@@ -34,7 +36,8 @@ def neighbours(rng: np.random.Generator, k: int) -> Neighbours:
     distances = np.sort(rng.gamma(9.0, 10.0, (1, k)).astype(np.float32), axis=1)
     tokens = (rng.zipf(1.3, (1, k)) % 49_152).astype(np.int64)
     blank = np.zeros_like(tokens)
-    return Neighbours(distances, tokens, blank, blank)
+    queries = rng.normal(size=(1, DIMENSIONS)).astype(np.float32)
+    return Neighbours(distances, tokens, blank, blank, queries=queries)
 
 
 @torch.inference_mode()

@@ -74,6 +74,13 @@ def spread(text: States, most: int) -> States:
     return text[np.arange(0, len(text), max(1, len(text) // most))[:most]]
 
 
+def even(text: States, most: int) -> States:
+    """Take of every document its share, as `tune` does."""
+    _, first, owner = np.unique(text.documents, return_index=True, return_inverse=True)
+    taken = shares(np.bincount(owner), most)
+    return text[np.flatnonzero(np.arange(len(text)) - first[owner] < taken[owner])]
+
+
 def kept(name: str, work: Callable[[], States]) -> States:
     """Give the states kept under a name, or make and keep them."""
     place = ROOT / "states" / f"{name}.npz"

@@ -77,7 +77,7 @@ def sample_of(store: Searchable, text: States, k: int = 1024, point: str = FFN) 
         _found(store, text[start : start + _QUERIES], k, point)
         for start in range(0, len(text), _QUERIES)
     ]
-    columns = ("distances", "tokens", "log_lm", "entropy", "top")
+    columns = ("distances", "tokens", "log_lm", "entropy", "top", "queries")
     evidence = (np.concatenate([getattr(part, name) for part in parts]) for name in columns)
     names = tuple(text.names.tolist())
     return Sample(text.log_lm, text.targets, text.documents, Evidence(*evidence), names)

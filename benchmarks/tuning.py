@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from benchmarks.states import FFN, States, states
+from benchmarks.states import FFN, States, even, states
 from benchmarks.stores import model_transform, sample_of, store_of
 from knnlm_store.calibration import DEFAULT_K
 from knnlm_store.corpus import Corpus
@@ -32,7 +32,7 @@ from knnlm_store.tuning.known import NEAR, without_known
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.tuning.tune import MOST, MOST_FOREIGN, TOLERANCE
 
-FITTED_ON, SCORED_WRONG = 15_000, 8_000
+FITTED_ON, SCORED_WRONG = MOST, 8_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def alone(text: Text, store: Datastore, point: str) -> tuple[dict[str, Mixture],
 def pooled(texts: Sequence[Text], pool: Pool, point: str) -> tuple[dict[str, Mixture], Any]:
     """Fit to all as one, on text of all."""
     share = MOST // len(texts)
-    home = joined([sample_of(pool, text.valid[:share], point=point) for text in texts])
+    valid = [even(text.valid, share) for text in texts]
+    home = joined([sample_of(pool, text, point=point) for text in valid])
     untuned = mixture_for(pool)
     return fitted(home, _foreign(pool, untuned, point), DEFAULT_K, untuned)
 

@@ -18,7 +18,7 @@ import numpy as np
 from knnlm_store.backend import Indexed
 from knnlm_store.datastore import Datastore
 from knnlm_store.errors import StoreCorrupt, StoreMismatch, UsageError
-from knnlm_store.gate import Gate
+from knnlm_store.gate import Gate, Likeness
 from knnlm_store.interpolation import Float64
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
 from knnlm_store.policies import Bucketed, Damped, Ratio
@@ -29,7 +29,7 @@ PLAIN = "plain"
 GROWTH = 0.2
 """Share by which a datastore may grow before its calibration is called old."""
 
-_FORMAT = 2
+_FORMAT = 3
 _AGAIN = "Fit it again with knnlm-store tune, or do without it: --lmbda 0.25"
 _PROBE = "calibration-probe"
 _MODEL = ("model", "precision", "key", "tokenizer", "transform")
@@ -214,6 +214,7 @@ def policy_to_json(policy: LambdaPolicy) -> dict[str, Any]:
                     {"shape": list(weights.shape), "weights": _text(weights), "bias": _text(bias)}
                     for weights, bias in policy.layers
                 ],
+                "likeness": _likeness_to_json(policy.likeness),
             }
     raise TypeError(f"A calibration cannot keep a policy of type {type(policy).__name__}.")
 
@@ -240,8 +241,22 @@ def policy_from_json(values: Mapping[str, Any]) -> LambdaPolicy:
                 _array(values["spread"]),
                 layers,
                 tuple(float(scale) for scale in values["scales"]),
+                _likeness_from_json(values.get("likeness")),
             )
     raise ValueError(values["name"])
+
+
+def _likeness_to_json(likeness: Likeness | None) -> dict[str, Any] | None:
+    if likeness is None:
+        return None
+    return {"direction": _text(likeness.direction), "offset": likeness.offset}
+
+
+def _likeness_from_json(values: Mapping[str, Any] | None) -> Likeness | None:
+    """Rebuild it; a calibration of format 2 has none."""
+    if values is None:
+        return None
+    return Likeness(_array(values["direction"]), float(values["offset"]))
 
 
 def _identity(store: Datastore) -> dict[str, str]:

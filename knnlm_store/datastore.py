@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from knnlm_store import intents, registry
@@ -132,8 +133,9 @@ class Datastore:
         timeout: float | None = None,
     ) -> Neighbours:
         """Search for hidden states, float32 `[q, d]`; see VectorBackend.search."""
-        queries = self.keys(queries)
-        return self.backend.search(queries, k, within=within, freshness=freshness, timeout=timeout)
+        keys = self.keys(queries)
+        found = self.backend.search(keys, k, within=within, freshness=freshness, timeout=timeout)
+        return replace(found, queries=keys)
 
     def keys(self, hidden: Float32) -> Float32:
         """Map hidden states float32 `[n, d]` to keys as they are stored, float32 `[n, m]`.

@@ -8,7 +8,7 @@ the model's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,8 @@ class Evidence:
     distances: squared L2, float32 `[q, k]`, +inf in places without a neighbour, which come last.
     tokens: int64 `[q, k]`, -1 there. log_lm: log p_LM of each neighbour's token, float64 `[q, k]`,
     -inf there. entropy: of p_LM in nats, top: log of its largest probability, both float64 `[q]`.
+    queries: what was searched for, in the datastore's key space, float32 `[q, d]`; None where
+    neighbours come from no search of a datastore.
     """
 
     distances: Float32
@@ -33,6 +35,7 @@ class Evidence:
     log_lm: Float64
     entropy: Float64
     top: Float64
+    queries: Float32 | None = None
 
     @classmethod
     def of(cls, found: Neighbours, log_lm: Float64, entropy: Float64, top: Float64) -> Evidence:
@@ -43,7 +46,7 @@ class Evidence:
         """
         order = usable_first(found, log_lm)
         if order is None:
-            return cls(found.distances, found.tokens, log_lm, entropy, top)
+            return cls(found.distances, found.tokens, log_lm, entropy, top, found.queries)
         distances = np.where(np.isneginf(log_lm), np.float32(np.inf), found.distances)
         return cls(
             np.take_along_axis(distances, order, axis=1),
@@ -51,6 +54,7 @@ class Evidence:
             np.take_along_axis(log_lm, order, axis=1),
             entropy,
             top,
+            found.queries,
         )
 
     @property
@@ -71,12 +75,16 @@ class Evidence:
             self.log_lm[rows],
             self.entropy[rows],
             self.top[rows],
+            None if self.queries is None else self.queries[rows],
         )
 
     def nearest(self, k: int) -> Evidence:
         """Keep the k nearest of each row."""
-        return Evidence(
-            self.distances[:, :k], self.tokens[:, :k], self.log_lm[:, :k], self.entropy, self.top
+        return replace(
+            self,
+            distances=self.distances[:, :k],
+            tokens=self.tokens[:, :k],
+            log_lm=self.log_lm[:, :k],
         )
 
 

@@ -17,7 +17,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Self, TypeAlias, TypeVar
 
@@ -100,7 +100,8 @@ class Pool:
             )
             for store, mine in zip(self.stores, within, strict=True)
         ]
-        return together(searches, [store.backend.remote for store in self.stores])
+        found = together(searches, [store.backend.remote for store in self.stores])
+        return [replace(each, queries=keys) for each in found]
 
     def close(self) -> None:
         """Close every datastore."""
@@ -219,7 +220,8 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
         return found[0].padded(k)
     names = ("distances", "tokens", "documents", "positions")
     whole = (np.concatenate([getattr(each, name) for each in found], axis=1) for name in names)
-    return Neighbours(*whole).taken(nearest_columns(found, k)).padded(k)
+    side_by_side = replace(Neighbours(*whole), queries=found[0].queries)
+    return side_by_side.taken(nearest_columns(found, k)).padded(k)
 
 
 def nearest_columns(found: Sequence[Neighbours], k: int) -> Int64:

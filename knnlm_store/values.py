@@ -171,7 +171,8 @@ class Neighbours:
 
     distances: float32 `[q, k]`, squared L2. tokens, documents, positions: int64 `[q, k]`, as in
     Entries. keys: float32 `[q, k, d]`, or None unless asked for. A row with fewer hits is padded
-    at its end: distance +inf, token, document and position -1, key 0.
+    at its end: distance +inf, token, document and position -1, key 0. queries: what was searched
+    for, float32 `[q, d]`, which a datastore adds; backends leave it out.
     """
 
     distances: Float32
@@ -179,6 +180,7 @@ class Neighbours:
     documents: Int64
     positions: Int64
     keys: Float32 | None = None
+    queries: Float32 | None = None
 
     @property
     def ids(self) -> Int64:
@@ -194,7 +196,8 @@ class Neighbours:
 
     def __getitem__(self, rows: Any) -> Neighbours:
         """Select rows by a slice, an index array or a mask."""
-        return self._each(lambda array: array[rows])
+        queries = None if self.queries is None else self.queries[rows]
+        return replace(self._each(lambda array: array[rows]), queries=queries)
 
     def sorted(self) -> Neighbours:
         """Order each row by distance, with negative rounding clamped to 0."""
@@ -218,7 +221,7 @@ class Neighbours:
         return self._each(lambda a, b: np.concatenate([a, b], axis=1), blank)
 
     def _each(self, change: Callable[..., Any], *others: Neighbours) -> Neighbours:
-        """Apply `change` to each array, along with the same array of `others`."""
+        """Apply `change` to each array of columns, along with the same array of `others`."""
         all_ = (self, *others)
         return Neighbours(
             change(*(n.distances for n in all_)),
@@ -226,6 +229,7 @@ class Neighbours:
             change(*(n.documents for n in all_)),
             change(*(n.positions for n in all_)),
             None if self.keys is None else change(*(n.keys for n in all_)),
+            self.queries,
         )
 
 

@@ -78,7 +78,7 @@ def test_read_as_written_to_the_bit(store: Datastore) -> None:
 def test_nothing_in_it_can_run(store: Datastore) -> None:
     """It is JSON; nobody else's policy can get in."""
     calibration(store).write(store)
-    assert json.loads(record(store))["format"] == 2
+    assert json.loads(record(store))["format"] == 3
 
     class Mine:
         name, scales = "mine", (1.0,)
@@ -168,7 +168,7 @@ def test_arrays_that_are_none(store: Datastore, edges: object) -> None:
 
 def test_a_newer_format(store: Datastore) -> None:
     """Whatever else it holds: nothing of it is read."""
-    put(store, json.dumps({"format": 3, "digest": "of another kind"}).encode())
+    put(store, json.dumps({"format": 4, "digest": "of another kind"}).encode())
     with pytest.raises(StoreMismatch) as caught:
         settle(store)
     assert str(caught.value) == "The calibration of memory: was written by a newer version."

@@ -28,7 +28,7 @@ from tests.several_support import filled, scored_of
 from tests.tiny import tiny_model
 from tests.tuning_support import one_thread, random_gate
 
-KINDS = ("datastore", "gate", "pool", "blend")
+KINDS = ("datastore", "gate", "gate that reads queries", "pool", "blend")
 PLAIN = Mixture(12, 20.0, Fixed(0.6))
 
 
@@ -47,10 +47,13 @@ def parts_of(lm: LanguageModel, kind: str, seed: int) -> list[tuple[Searchable, 
     """What is mixed in, from two datastores that hold tokens which the model rules out."""
     first, second = scattered(lm, 2 * seed + 1), scattered(lm, 2 * seed + 2)
     learned = Mixture(15, 9.0, random_gate(np.random.default_rng(seed)))
+    size = first.manifest.dimension
+    by_query = Mixture(15, 9.0, random_gate(np.random.default_rng(seed), dimension=size))
     kinds: dict[str, list[tuple[Searchable, Mixture, float]]] = {
         "datastore": [(first, Mixture(20, 7.0, Ratio()), 1.0)],
         "gate": [(first, learned, 1.0)],
         "pool": [(Pool([first, second]), PLAIN, 1.0)],
+        "gate that reads queries": [(Pool([first, second]), by_query, 1.0)],
         "blend": [(first, PLAIN, 0.5), (second, learned, 0.3)],
     }
     return kinds[kind]

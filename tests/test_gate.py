@@ -135,7 +135,7 @@ def test_layers_that_do_not_meet(rng: np.random.Generator) -> None:
         with pytest.raises(UsageError, match="do not fit"):
             Gate(1.0, gate.centre, gate.spread, layers, gate.scales)
     for centre, spread in ((gate.centre[1:], gate.spread), (gate.centre, gate.spread[:, None])):
-        with pytest.raises(UsageError, match="A gate reads 14 features"):
+        with pytest.raises(UsageError, match="This gate reads 14 features"):
             Gate(1.0, centre, spread, gate.layers, gate.scales)
 
 

@@ -129,6 +129,23 @@ def test_padding_and_cutting() -> None:
     assert replace(found, keys=None).padded(3).keys is None
 
 
+def test_queries_stay_with_their_rows() -> None:
+    queries = np.array([[1.0], [2.0], [3.0]], np.float32)
+    found = replace(Neighbours.none(3, 2), queries=queries)
+    for cut in (
+        found.padded(5),
+        found.padded(1),
+        found.sorted(),
+        found.taken(np.zeros((3, 1), int)),
+    ):
+        assert cut.queries is queries
+    for rows in (slice(1, 3), np.array([1, 2]), np.array([False, True, True])):
+        part = found[rows].queries
+        assert part is not None
+        assert part.tolist() == [[2.0], [3.0]]
+    assert Neighbours.none(3, 2)[:1].queries is None
+
+
 def test_rows_of_padding() -> None:
     none = Neighbours.none(2, 3, dimension=4)
     assert none.distances.tolist() == [[np.inf] * 3] * 2

@@ -17,7 +17,7 @@ from knnlm_store.calibrated import Calibration
 from knnlm_store.corpus import Document
 from knnlm_store.datastore import Datastore
 from knnlm_store.features import NAMES
-from knnlm_store.gate import Gate
+from knnlm_store.gate import Gate, Likeness
 from knnlm_store.ingest import ingest
 from knnlm_store.memory import MemoryBackend
 from knnlm_store.mixture import Evidence, Fixed, Mixture
@@ -150,10 +150,19 @@ def dense(
     return result
 
 
-def random_gate(rng: np.random.Generator, widths: tuple[int, ...] = (len(NAMES), 6, 3)) -> Gate:
+def random_gate(
+    rng: np.random.Generator,
+    widths: tuple[int, ...] = (len(NAMES), 6, 3),
+    dimension: int | None = None,
+) -> Gate:
+    """A gate of random weights; dimension: that of the queries that it looks at as well."""
+    read, likeness = len(NAMES), None
+    if dimension is not None:
+        read, widths = read + 1, (widths[0] + 1, *widths[1:])
+        likeness = Likeness(rng.normal(size=dimension), float(rng.normal()))
     layers = tuple((rng.normal(size=pair), rng.normal(size=pair[1])) for pair in pairwise(widths))
-    spread = rng.random(len(NAMES)) + 0.1
-    return Gate(3.0, rng.normal(size=len(NAMES)), spread, layers, (1.0, 2.5))
+    spread = rng.random(read) + 0.1
+    return Gate(3.0, rng.normal(size=read), spread, layers, (1.0, 2.5), likeness)
 
 
 MIXTURES: Mapping[str, Mixture] = {

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from knnlm_store.comparing import digest_of
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.errors import CorpusError
-from knnlm_store.ingest import digest_of
 from knnlm_store.mixture import Evidence
 from knnlm_store.models import LanguageModel
 from knnlm_store.scoring import Scored, score_batch

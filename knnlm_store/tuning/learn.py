@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from knnlm_store.features import NAMES
 from knnlm_store.gate import FAR, Gate
 from knnlm_store.interpolation import Float64
+from knnlm_store.tuning.likeness import fit_likeness
 from knnlm_store.tuning.table import Table
 from knnlm_store.values import Int64
 
@@ -25,6 +25,9 @@ _LEAST_SPREAD = 1e-3
 def learn(table: Table, rows: Int64, temperature: float, seed: int = 0) -> Gate:
     """Fit a gate to some tokens by maximum likelihood; the same input gives the same gate."""
     seen = table.features(temperature)[rows]
+    likeness, told = fit_likeness(table, rows, seed)
+    if likeness is not None:
+        seen = np.column_stack([seen, told])
     centre, spread = seen.mean(axis=0), np.maximum(seen.std(axis=0), _LEAST_SPREAD)
     parts = [table.sample.log_lm, *(table.log_knn(temperature * scale) for scale in SCALES)]
     log_parts = np.stack([part[rows] for part in parts], axis=1)
@@ -36,7 +39,7 @@ def learn(table: Table, rows: Int64, temperature: float, seed: int = 0) -> Gate:
         for layer in network
         if isinstance(layer, nn.Linear)
     )
-    return Gate(temperature, centre, spread, layers, SCALES)
+    return Gate(temperature, centre, spread, layers, SCALES, likeness)
 
 
 def _trained(x: Tensor, log_parts: Tensor, shares: Tensor, seed: int) -> nn.Sequential:
@@ -52,7 +55,7 @@ def _trained(x: Tensor, log_parts: Tensor, shares: Tensor, seed: int) -> nn.Sequ
 def _descended(
     x: Tensor, log_parts: Tensor, shares: Tensor, generator: torch.Generator
 ) -> nn.Sequential:
-    network = _network(log_parts.shape[1], generator)
+    network = _network(x.shape[1], log_parts.shape[1], generator)
     steps = max(1, -(-len(x) // _BATCH)) * _ROUNDS
     optimiser = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, steps)
@@ -69,8 +72,8 @@ def _descended(
     return network
 
 
-def _network(outputs: int, generator: torch.Generator) -> nn.Sequential:
-    widths = [len(NAMES), _HIDDEN, _HIDDEN, outputs]
+def _network(inputs: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
+    widths = [inputs, _HIDDEN, _HIDDEN, outputs]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
         # drawn from our own generator alone: nobody else's numbers change

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from knnlm_store.interpolation import Float64, logsumexp, neighbour_log_weights
 from knnlm_store.mixture import Evidence, Mixture
-from knnlm_store.values import Int64
+from knnlm_store.values import Float32, Int64
 
 _ROWS = 4096  # that are worked on at once, so that float64 copies stay small
 
@@ -90,6 +90,13 @@ def joined(samples: list[Sample]) -> Sample:
             np.concatenate([e.log_lm for e in evidence]),
             np.concatenate([e.entropy for e in evidence]),
             np.concatenate([e.top for e in evidence]),
+            _together([e.queries for e in evidence]),
         ),
         names,
     )
+
+
+def _together(queries: list[Float32 | None]) -> Float32 | None:
+    """Put queries together; None where some are not known."""
+    known = [each for each in queries if each is not None]
+    return np.concatenate(known) if len(known) == len(queries) else None

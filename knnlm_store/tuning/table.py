@@ -58,7 +58,9 @@ class Table:
     def log_p_under(self, policy: LambdaPolicy, temperature: float, rows: Int64) -> Float64:
         """Log p of some tokens under a policy, `[len(rows)]`."""
         if isinstance(policy, Gate):
-            weights = policy.weigh(self.features(policy.temperature)[rows])
+            queries = self.sample.evidence.queries
+            mine = None if queries is None else queries[rows]
+            weights = policy.weigh(self.features(policy.temperature)[rows], mine)
         else:
             weights = policy(self._ends[rows])
         weights = np.where(self.found[rows, None], weights, 0.0)
