@@ -9,9 +9,9 @@ from typing import Any
 
 from knnlm_store import registry
 from knnlm_store.catalog import Catalog
+from knnlm_store.comparing import digest_of
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
-from knnlm_store.ingest import digest_of
 from knnlm_store.models import LanguageModel
 from knnlm_store.transform import DIMENSION, NONE
 from knnlm_store.values import Location, Spec

@@ -14,8 +14,7 @@ from typing import Any
 from knnlm_store import history
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
-from knnlm_store.comparing import digest_of as digest_of  # named here by others as well
-from knnlm_store.comparing import metadata_of
+from knnlm_store.comparing import digest_of, metadata_of
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.documents import Change, DocumentRecord, Version

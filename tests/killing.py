@@ -22,8 +22,9 @@ import torch
 
 from knnlm_store import intents, writer
 from knnlm_store.backend import VectorBackend
+from knnlm_store.comparing import digest_of
 from knnlm_store.datastore import Datastore
-from knnlm_store.ingest import digest_of, ingest
+from knnlm_store.ingest import ingest
 from knnlm_store.models import LanguageModel, load
 from knnlm_store_faiss import FaissBackend
 from tests.ingest_support import corpus, new_store, prose

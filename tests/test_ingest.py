@@ -11,9 +11,10 @@ import pytest
 
 from knnlm_store import intents, writers
 from knnlm_store.catalog import Catalog
+from knnlm_store.comparing import digest_of
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
-from knnlm_store.ingest import IngestReport, digest_of, ingest
+from knnlm_store.ingest import IngestReport, ingest
 from knnlm_store.models import LanguageModel
 from tests.ingest_support import (
     an_intent,

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from knnlm_store.comparing import digest_of
 from knnlm_store.datastore import Datastore
-from knnlm_store.ingest import digest_of
 from tests.cli_support import finish, run, spawn, write_corpus
 from tests.faults_servers import EngineProcess, running
 from tests.ingest_support import assert_whole, document
