@@ -38,7 +38,7 @@ def sample(documents: list[list[int]]) -> Sample:
     n = len(targets)
     nothing = np.empty((n, 0))
     evidence = Evidence(
-        nothing.astype(np.float32), nothing.astype(np.int64), nothing, *[np.ones(n)] * 2
+        nothing.astype(np.float32), nothing.astype(np.int64), nothing, np.ones(n), np.ones(n)
     )
     return Sample(np.zeros(n), targets, owners, evidence)
 

@@ -13,11 +13,10 @@ from knnlm_store.interpolation import Float64, mix
 from knnlm_store.mixture import Fixed, LambdaPolicy, Mixture
 from knnlm_store.tuning.choice import choose
 from knnlm_store.tuning.families import Candidate
-from knnlm_store.tuning.folds import folds_of
+from knnlm_store.tuning.folds import Sources, folds_of
 from knnlm_store.tuning.judging import (
     HARM,
     LEAST,
-    Sources,
     bearable,
     judge,
     margin,
