@@ -29,7 +29,7 @@ PLAIN = "plain"
 GROWTH = 0.2
 """Share by which a datastore may grow before its calibration is called old."""
 
-_FORMAT = 3
+_FORMAT, _WITHOUT = 3, 2  # with a likeness, and as programs before it read
 _AGAIN = "Fit it again with knnlm-store tune, or do without it: --lmbda 0.25"
 _PROBE = "calibration-probe"
 _MODEL = ("model", "precision", "key", "tokenizer", "transform")
@@ -77,7 +77,7 @@ class Calibration:
     def write(self, store: Datastore) -> None:
         """Keep it in the datastore, in the place of an earlier one."""
         body: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": _FORMAT if any(map(_has_likeness, self.mixtures.values())) else _WITHOUT,
             "mixtures": {name: _mixture_to_json(each) for name, each in self.mixtures.items()},
             "chosen": self.chosen,
             "model": dict(self.model),
@@ -244,6 +244,12 @@ def policy_from_json(values: Mapping[str, Any]) -> LambdaPolicy:
                 _likeness_from_json(values.get("likeness")),
             )
     raise ValueError(values["name"])
+
+
+def _has_likeness(mixture: Mixture) -> bool:
+    policy = mixture.policy
+    inner = policy.policy if isinstance(policy, Damped) else policy
+    return isinstance(inner, Gate) and inner.likeness is not None
 
 
 def _likeness_to_json(likeness: Likeness | None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ FAR = 5.0  # standard deviations: the network never saw more, and is not asked t
 class Likeness:
     """How much queries are like those of the text that a gate is for, and unlike others.
 
-    direction: in the datastore's key space, float64 `[d]`; offset: so that 1 is like, -1 unlike.
+    direction: in the datastore's key space, float64 `[d]`. The more, the more alike.
     """
 
     direction: Float64

@@ -61,7 +61,7 @@ class KnnLM:
         self._domains = domains
         self.counters = Counters()
         self._used = InUse()
-        self._on = False
+        self._on = self._is_off_for_good = False
         self._thread = _PerThread()
         model = language_model.model
         if getattr(model, "_compiled_call_impl", None) or hasattr(model, "_compiled_call"):
@@ -71,9 +71,8 @@ class KnnLM:
             )
         for hook in list(model._forward_hooks.values()):
             if isinstance(before := getattr(hook, "__self__", None), KnnLM):
-                before._leave()
-                if before.language_model.tap is not language_model.tap:
-                    before.language_model.tap.remove()
+                before.detach()
+        language_model.tap.attach()  # it may be the one that `before` took off
         self._layers = _layers(model)
         self._handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
 
@@ -149,7 +148,7 @@ class KnnLM:
             yield self.on()
         finally:
             self._used.switch(before)
-            self._on = self.language_model.tap.following = was_on
+            self._turn(was_on)
 
     def _opening(self, timeout: float | None, fallback: bool) -> Opening:
         manifest = self.language_model.manifest()
@@ -163,13 +162,18 @@ class KnnLM:
         """Mix again what `use` named last."""
         if self._used.now is None:
             raise _nothing_in_use()
-        self._on = self.language_model.tap.following = True
+        self._turn(True)
         return self
 
     def off(self) -> Self:
         """Be the plain model, bit for bit."""
-        self._on = self.language_model.tap.following = False
+        self._turn(False)
         return self
+
+    def _turn(self, on: bool) -> None:
+        """Switch, unless detached: the hook for keys may be another's by then."""
+        if not self._is_off_for_good:
+            self._on = self.language_model.tap.following = on
 
     def explain(
         self,
@@ -196,14 +200,13 @@ class KnnLM:
 
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
-        self._leave()
-        self.language_model.tap.remove()
-
-    def _leave(self) -> None:
-        """Detach, but for the hook that captures keys."""
+        if self._is_off_for_good:
+            return
         self.off()
+        self._is_off_for_good = True
         self._used.end()
         self._handle.remove()
+        self.language_model.tap.remove()
 
     # -- the step ------------------------------------------------------------------------------
 

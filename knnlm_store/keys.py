@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from knnlm_store.errors import ModelError, UsageError
 
@@ -149,11 +150,18 @@ class KeyTap:
         self.point = point
         self.following = False
         self._thread = _PerThread()
-        module = model.get_submodule(point.path)
-        if point.side == "input":
-            self._handle = module.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._module = model.get_submodule(point.path)
+        self._handle: RemovableHandle | None = None
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the hook on, unless it is."""
+        if self._handle is not None:
+            return
+        if self.point.side == "input":
+            self._handle = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
-            self._handle = module.register_forward_hook(self._after)
+            self._handle = self._module.register_forward_hook(self._after)
 
     @run_eagerly
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -214,4 +222,6 @@ class KeyTap:
 
     def remove(self) -> None:
         """Take the hook off."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None

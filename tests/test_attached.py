@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,48 @@ def test_attaching_again_replaces(lm: KnnLM, tokenizer: Any) -> None:
     again.off()
 
 
+def _off(before: KnnLM) -> None:
+    before.off()
+
+
+def _detach(before: KnnLM) -> None:
+    before.detach()
+    before.detach()
+
+
+@pytest.mark.parametrize("touch", [lambda _: None, _off, _detach])
 @torch.no_grad()
-def test_attaching_the_same_model_object_again(lm: KnnLM, tokenizer: Any) -> None:
-    """The new one has the keys that the one before shared with it, and mixes once."""
+def test_attaching_the_same_model_object_again(
+    lm: KnnLM, tokenizer: Any, touch: Callable[[KnnLM], None]
+) -> None:
+    """The new one has the keys that the one before had, whatever becomes of it, and mixes once."""
     model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
     once = model(tokens).logits
     again = KnnLM(lm.language_model).use(store, MIXTURE)
+    touch(lm)
     assert torch.equal(model(tokens).logits, once)
     plain = again.off().language_model.model(tokens).logits
     assert not torch.equal(plain, once)
     assert lm.counters.steps == again.counters.steps == 1
+
+
+@torch.no_grad()
+def test_attaching_again_within_a_block(lm: KnnLM, tokenizer: Any) -> None:
+    model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
+    once = model(tokens).logits
+    lm.off()
+    with lm.using(store, MIXTURE):
+        KnnLM(lm.language_model).use(store, MIXTURE)
+    assert torch.equal(model(tokens).logits, once)
+
+
+@torch.no_grad()
+def test_attaching_after_detaching(lm: KnnLM, tokenizer: Any) -> None:
+    model, tokens, store = lm.language_model.model, ids(tokenizer), in_use(lm)
+    once = model(tokens).logits
+    lm.detach()
+    KnnLM(lm.language_model).use(store, MIXTURE)
+    assert torch.equal(model(tokens).logits, once)
 
 
 @torch.no_grad()

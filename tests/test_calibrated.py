@@ -21,7 +21,7 @@ from knnlm_store.mixture import Evidence, Fixed, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.policies import Damped
 from tests.ingest_support import some_entries
-from tests.tuning_support import MIXTURES, calibration, of_entries
+from tests.tuning_support import MIXTURES, calibration, of_entries, random_gate
 
 
 @pytest.fixture
@@ -75,10 +75,23 @@ def test_read_as_written_to_the_bit(store: Datastore) -> None:
     assert second.chosen == "fixed"
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_only_a_likeness_takes_the_newer_format(
+    store: Datastore, rng: np.random.Generator, share: float
+) -> None:
+    gate = random_gate(rng, dimension=32)
+    mixture = Mixture(8, 1.0, Damped(gate, share))
+    replace(calibration(store), mixtures={"bucketed": mixture}).write(store)
+    assert json.loads(record(store))["format"] == 3
+    read = Calibration.read(store)
+    assert read is not None
+    assert policy_to_json(read.mixture.policy) == policy_to_json(mixture.policy)
+
+
 def test_nothing_in_it_can_run(store: Datastore) -> None:
     """It is JSON; nobody else's policy can get in."""
     calibration(store).write(store)
-    assert json.loads(record(store))["format"] == 3
+    assert json.loads(record(store))["format"] == 2
 
     class Mine:
         name, scales = "mine", (1.0,)

@@ -17,17 +17,19 @@ from knnlm_store.datastore import Datastore
 from knnlm_store.errors import UsageError
 from knnlm_store.evaluation import evaluate
 from knnlm_store.gate import Gate, Likeness
+from knnlm_store.ingest import ingest
 from knnlm_store.interpolation import Float64
 from knnlm_store.mixture import Evidence, Mixture
 from knnlm_store.models import LanguageModel
 from knnlm_store.several import Pool
+from knnlm_store.transform import fit
 from knnlm_store.tuning.learn import learn
 from knnlm_store.tuning.likeness import RIDGE, fit_likeness
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.tuning.table import Table
 from knnlm_store.values import Float32
 from tests.tiny import tiny_model
-from tests.tuning_support import evidence, filled, made, one_thread, random_gate, texts
+from tests.tuning_support import evidence, made, one_thread, random_gate, texts
 
 DIMENSION = 6
 
@@ -99,6 +101,24 @@ def test_ratings_are_of_documents_not_seen(rng: np.random.Generator) -> None:
     again, same = fit_likeness(table, np.arange(400))
     assert again is not None
     assert (again.direction.tobytes(), same.tobytes()) == (line.direction.tobytes(), told.tobytes())
+
+
+@pytest.mark.parametrize("documents", [2, 5, 8])
+def test_few_documents_are_not_cut(rng: np.random.Generator, documents: int) -> None:
+    """What stands in one document alone tells nothing of it: its rating is of the others."""
+    home = asked(made(rng, 160, near=1, right=0.5, documents=documents), about(rng, 1, 160))
+    foreign = asked(made(rng, 160, near=1, right=0.5, documents=documents), about(rng, -1, 160))
+    table = both(home, foreign)
+    _, before = fit_likeness(table, np.arange(320))
+    one = table.sample.documents == 0
+    queries = table.sample.evidence.queries
+    assert queries is not None
+    queries[one, 1] += 50
+    line, after = fit_likeness(table, np.arange(320))
+    assert line is not None
+    assert abs(line.direction[1]) * 50 > 0.1
+    np.testing.assert_allclose(before[one], after[one], atol=0.5)
+    assert not np.allclose(before[~one], after[~one])
 
 
 def test_one_kind_of_text_gives_none(rng: np.random.Generator) -> None:
@@ -173,9 +193,26 @@ def lm(tokenizer: Any) -> LanguageModel:
     return LanguageModel.wrap(tiny_model("llama"), tokenizer, window=64)
 
 
-@pytest.fixture(scope="module")
-def stores(lm: LanguageModel) -> list[Datastore]:
-    return [filled(lm, CORPUS), filled(lm, {"e.txt": "the consumer may rescind the contract"})]
+@pytest.fixture(scope="module", params=[None, 5], ids=["raw", "mapped"])
+def stores(lm: LanguageModel, request: pytest.FixtureRequest) -> list[Datastore]:
+    """Two of one key space, which may have fewer dimensions than hidden states."""
+    hidden = np.random.default_rng(0).normal(size=(50, 32)).astype(np.float32)
+    key_map = None if request.param is None else fit(hidden, request.param)
+    made = []
+    for part in (CORPUS, {"e.txt": "the consumer may rescind the contract"}):
+        store = Datastore.open_or_create("memory:", lm.manifest().mapping(key_map))
+        ingest(texts(part), lm, store)
+        made.append(store)
+    return made
+
+
+def test_queries_are_in_the_key_space(stores: list[Datastore], rng: np.random.Generator) -> None:
+    hidden = rng.normal(size=(3, 32)).astype(np.float32)
+    keys, pool = stores[0].keys(hidden), Pool(stores)
+    apart = pool.search_each(hidden, 4, within=[None, None])
+    for found in (stores[0].search(hidden, 4), pool.search(hidden, 4), *apart):
+        assert found.queries is not None
+        assert found.queries.tolist() == keys.tolist()
 
 
 @pytest.mark.parametrize("pooled", [False, True])

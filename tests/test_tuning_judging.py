@@ -86,6 +86,18 @@ def test_few_documents_are_cut(rng: np.random.Generator, documents: int) -> None
     assert fixed.home < 2.0 < 3.0  # the plain model's
 
 
+def test_eight_documents_are_enough_not_to_be_cut(rng: np.random.Generator) -> None:
+    """Also where five sources of foreign text make five folds."""
+    home = made(rng, 160, near=1, right=0.9, documents=8)
+    names = [f"knnlm-store/{kind}/0" for kind in "abcde"]
+    foreign = named(made(rng, 100, near=9, right=0.0, documents=5), *names)
+    both, is_home = joined([home, foreign]), np.arange(260) < 160
+    parts = folds_of(both.documents, is_home, sources_of(foreign, 160), 0)
+    owners = [set(both.documents[fold[is_home[fold]]].tolist()) for fold in parts]
+    assert len(parts) == 5
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 8
+
+
 def three_sources(rng: np.random.Generator) -> tuple[Sample, Sample]:
     """Text, and foreign text whose documents are of three kinds in turns, one of them unlike."""
     names = [

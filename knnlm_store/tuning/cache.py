@@ -15,6 +15,7 @@ from knnlm_store.models import LanguageModel
 from knnlm_store.scoring import Scored, score_batch
 from knnlm_store.several import Searchable
 from knnlm_store.tuning.draw import shares
+from knnlm_store.tuning.likeness import LARGEST
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.values import Int64
 from knnlm_store.windows import Window, batches, windows
@@ -111,11 +112,16 @@ def _encoded(
 
 
 def _compact(evidence: Evidence) -> Evidence:
-    """Halve what is kept of many rows; a token has at most 32 bits, a logarithm needs no more."""
+    """Keep less of many rows: a token has at most 32 bits, a logarithm needs no more.
+
+    Nobody looks at queries of many dimensions.
+    """
+    queries = evidence.queries
     return replace(
         evidence,
         tokens=evidence.tokens.astype(np.int32),
         log_lm=evidence.log_lm.astype(np.float32),
+        queries=None if queries is None or queries.shape[1] > LARGEST else queries,
     )
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from knnlm_store.values import Int64
 
 FOLDS = 4
+FEWEST = 8
+"""Documents below which parts of whole ones would be too unequal to be judged by."""
 
 Sources: TypeAlias = Mapping[str, Int64]
 """Rows of a table by the source of foreign text they belong to."""
@@ -32,10 +34,12 @@ def folds_of(documents: Int64, home: NDArray[np.bool_], sources: Sources, seed: 
     return [np.concatenate(both) for both in zip(own, foreign, strict=True)]
 
 
-def parted(rows: Int64, documents: Int64, count: int, seed: int) -> list[Int64]:
-    """Part some rows so that parts share no document; by runs of rows where these are few."""
+def parted(
+    rows: Int64, documents: Int64, count: int, seed: int, fewest: int = FEWEST
+) -> list[Int64]:
+    """Part some rows so that parts share no document; by runs of rows where these are fewer."""
     names, counts = np.unique(documents[rows], return_counts=True)
-    if len(names) < 2 * count:
+    if len(names) < max(fewest, count):
         return np.array_split(rows, count)
     order = np.random.default_rng(seed).permutation(len(names))
     fold_of = np.empty(len(names), np.int64)

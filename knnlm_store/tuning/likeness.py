@@ -21,19 +21,26 @@ from knnlm_store.values import Float32, Int64
 RIDGE = 30.0
 """Times the mean variance of a component: weak enough that other domains look unlike as well."""
 
+LARGEST = 1024
+"""Dimensions of keys above which this would take minutes: raw ones of large models."""
+
 _PARTS, _ROWS = 5, 4096
 
 
 def fit_likeness(table: Table, rows: Int64, seed: int = 0) -> tuple[Likeness | None, Float64]:
     """Fit to some rows of a table; gives it, and each row's rating by a fit without its document.
 
-    None, with empty ratings, where queries are not known or there is text of one kind only.
+    None, with empty ratings, where queries are not known or text is of one kind only.
     """
     queries, home = table.sample.evidence.queries, table.home[rows]
     if queries is None or home.all() or not home.any():
         return None, np.empty(0)
     documents = table.sample.documents[rows]
-    like, unlike = (parted(np.flatnonzero(kind), documents, _PARTS, seed) for kind in (home, ~home))
+    fewest = min(len(np.unique(documents[kind])) for kind in (home, ~home))
+    count = min(_PARTS, fewest) if fewest > 1 else _PARTS  # a single document is cut
+    like, unlike = (
+        parted(np.flatnonzero(kind), documents, count, seed, fewest=count) for kind in (home, ~home)
+    )
     folds = [np.concatenate(both) for both in zip(like, unlike, strict=True)]
     sums = [_Sums.of(queries[rows[fold]], home[fold], table.counts[rows[fold]]) for fold in folds]
     whole = sum(sums[1:], sums[0])
