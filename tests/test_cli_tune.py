@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from knnlm_store.calibrated import Calibration
+from knnlm_store.cli import output
 from knnlm_store.datastore import Datastore
 from tests.cli_support import Run, contents, run, write_corpus
 from tests.ingest_support import prose
@@ -231,6 +232,15 @@ def test_too_little_text(place: Path) -> None:
     )
     assert kept() is None
     assert contents(STORE) == before
+
+
+def test_each_part_of_the_work_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a speed of its own."""
+    monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
+    done = tune("valid", "--test", "test", "--max-tokens", 600)
+    told = [re.sub(r" [\d,]+ tokens, [\d,]+/s$", "", line) for line in done.err.splitlines()]
+    expected = ["tune: validation text:", "tune: foreign text:", "tune: test text:"]
+    assert list(dict.fromkeys(told))[:3] == expected
 
 
 def test_files_that_cannot_be_read_are_why(place: Path) -> None:

@@ -168,6 +168,7 @@ def test_problems_and_progress_are_told(shared_model: LanguageModel, store: Data
     )
     assert result.problems == [lost, lost_too]
     assert [what for what, _ in seen] == sorted(
-        (what for what, _ in seen), key=["valid", "foreign", "test"].index
+        (what for what, _ in seen), key=["valid", "foreign", "fit", "test"].index
     )
-    assert dict(seen) == {"valid": 900, "foreign": 400, "test": 550}
+    assert dict(seen) == {"valid": 900, "foreign": 400, "fit": 0, "test": 550}
+    assert set(dict(reversed(seen)).values()) == {0}

@@ -116,6 +116,11 @@ class Progress:
         self._task = bar.add_task(what, total=total_bytes, told="")
         self._next_line = LINE_SECONDS
 
+    def begin(self, what: str) -> None:
+        """Turn to another part of the work, whose time counts anew."""
+        self._what, self._next_line = what, LINE_SECONDS
+        self._bar.update(self._task, description=what, total=None, completed=0, told="")
+
     def show(self, bytes_read: int, tokens: int, seconds: float) -> None:
         """Show how many bytes were read, how fast tokens come, how long the rest will take."""
         self._show(bytes_read, self._total, counted(tokens, "token"), tokens, seconds)

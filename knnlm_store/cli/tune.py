@@ -138,12 +138,16 @@ def _run(
     from knnlm_store.tuning.cache import Reading
     from knnlm_store.tuning.tune import tune as run
 
-    started = time.monotonic()
+    started: dict[str, float] = {}
     problems: list[Any] = []
     with output.progress("tune", None) as bar:
 
         def show(what: str, reading: Reading) -> None:
-            bar.show(0, reading.tokens, time.monotonic() - started)
+            if what not in started:
+                started[what] = time.monotonic()
+                bar.begin(f"tune: {_STAGES[what]}")
+            if reading.tokens:
+                bar.show(0, reading.tokens, time.monotonic() - started[what])
 
         held_out = None if test is None else common.noting(test, problems)
         try:
@@ -183,6 +187,12 @@ def _summary(tuned: Tuned) -> None:
     )
 
 
+_STAGES = {
+    "valid": "validation text",
+    "foreign": "foreign text",
+    "fit": "fitting",
+    "test": "test text",
+}
 _TOKENS = {"valid": "validation tokens (held-out folds)", "test": "test tokens"}
 
 

@@ -110,6 +110,7 @@ def tune(
     only scored, after everything is fitted. draw: work out the numbers of a report's pictures.
     Raises CorpusError for too little text, and what the backend raises, which leaves what was kept
     before; of an error while gains are counted, at the very end, the new calibration is kept.
+    progress: hears of "valid", "foreign", "fit" and "test" as each begins, and of what was read.
     """
     tuned = Tuned()
     read = _Pass(model, store, _at_most(store, k), batch_tokens, progress, tuned)
@@ -163,6 +164,7 @@ def _fit(read: _Pass, valid: Texts, most: int, seed: int) -> _Fit:
     start = stored_temperature(store) or keep_temperature(store)
     tuned.warnings += contamination(store, home, reading, "validation", NEAR * start)
     foreign = _foreign(read, NEAR * start)
+    read.progress("fit", Reading())
     k, tuned.k = choose_k(home, start, TOLERANCE)
     choices = choose(home, foreign, k, start, seed)
     picked = best(choices, float(-home.log_lm.mean()))
@@ -185,6 +187,7 @@ class _Pass:
     def __call__(self, name: str, texts: Texts, most: int) -> tuple[Sample, Reading]:
         """Score at most `most` tokens of a text."""
         reading = Reading()
+        self.progress(name, reading)
         try:
             sample = cached(
                 texts,
