@@ -74,7 +74,8 @@ class InUse:
 
     def end(self) -> None:
         """Use nothing any more, also where a with block is still to put back what it found."""
-        self._ended = True
+        with self._lock:
+            self._ended = True
         self.switch(None)
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from knnlm_store import history
 from knnlm_store.calibration import forget_temperature
 from knnlm_store.catalog import Catalog
-from knnlm_store.comparing import digest_of, metadata_of
+from knnlm_store.comparing import digest_of, metadata_of, step_for
 from knnlm_store.corpus import Document, Problem
 from knnlm_store.datastore import Datastore
 from knnlm_store.documents import Change, DocumentRecord, Version
@@ -112,11 +112,10 @@ class _Run:
             what = "A document of this id was read before; the first one is kept."
             self._note(Problem(document.id, what, failed=True))
             return None
-        digest = digest_of(document)
         known = self.catalog.get(document.id)
-        metadata = metadata_of(document, known)
-        if known and known.version.digest == digest:
-            if known.metadata != metadata:
+        step, metadata = step_for(document, known), metadata_of(document, known)
+        if known and step in ("keep", "change_metadata"):
+            if step == "change_metadata":
                 change = Change(replace(known, metadata=metadata), with_entries=False)
                 self.writer.begin(change)
                 self.writer.done(change)
@@ -128,7 +127,8 @@ class _Run:
             return None
         if not self.begun:  # now, for a killed run must not leave the old one behind
             retrying()(forget_temperature, self.store)
-        version = self.catalog.new_version(document.id, digest, len(tokens), document.size)
+        digest, size = digest_of(document), document.size
+        version = self.catalog.new_version(document.id, digest, len(tokens), size)
         record = DocumentRecord(document.source, document.name, metadata, version)
         self.begun[document.id] = known is None, len(tokens)
         self.report.begun += 1

@@ -289,7 +289,7 @@ def test_names_that_are_no_domain(command: list[str], place: Path) -> None:
 def test_a_domain_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """KNNLM_STORE_URL is not said, and --backend is as it was."""
     write(ONE)
-    for more in (["--store", "law"], ["--backend", "faiss"], ["--name", "law"]):
+    for more in (["--store", "law"], ["--backend", "faiss"], ["--name", "law"], ["--url", "x"]):
         told = run("forget", "law/a.txt", "--domain", "law", *more).failure()
         assert (told[0], told[2]) == (2, "Use --domain law alone.")
     monkeypatch.setenv("KNNLM_STORE_URL", "stores")

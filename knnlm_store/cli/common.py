@@ -95,11 +95,11 @@ def _domain_uri(domain: str, config: Path | None) -> str:
     return where[0]
 
 
-def require_alone(domain: str, store: object, backend: str | None, name: str | None) -> None:
-    """Raise UsageError where a datastore is named besides --domain."""
-    if store or backend or name:
+def require_alone(domain: str, *others: object) -> None:
+    """Raise UsageError where a datastore, or a part of its place, is named besides --domain."""
+    if any(others):
         raise UsageError(
-            "--domain names the datastore; --store, --backend and --name go without it.",
+            "--domain names the datastore; --store, --backend, --name and --url go without it.",
             hint=f"Use --domain {domain} alone.",
         )
 
@@ -120,11 +120,11 @@ def location(
     """
     from knnlm_store import registry
 
+    url_said = url is not None and url != os.environ.get("KNNLM_STORE_URL")
     if domain is not None:
-        require_alone(domain, store, backend, name)
+        require_alone(domain, store, backend, name, url if url_said else None)
         return registry.parse(_domain_uri(domain, config))
     if store is not None:
-        url_said = url is not None and url != os.environ.get("KNNLM_STORE_URL")
         if backend is not None or name is not None or url_said:
             raise UsageError(
                 "--store names the whole place; --backend, --name and --url go without it.",

@@ -222,9 +222,10 @@ def _tell(report: Integrity, store: str) -> None:
     undone = [f.document for f in report.findings if f.undone and f.document]
     for source in sorted({name.partition("/")[0] for name in (*report.again, *undone)}):
         named = shlex.quote(shown(source))
-        output.say(f"For that: knnlm-store ingest --store {store} --source {named} FOLDER")
+        place = shlex.quote(store)
+        output.say(f"For that: knnlm-store ingest --store {place} --source {named} FOLDER")
     if report.findings and not report.mended:
-        output.say(f"To mend what can be mended: knnlm-store verify {store} --mend")
+        output.say(f"To mend what can be mended: knnlm-store verify {shlex.quote(store)} --mend")
 
 
 def _entries(finding: Finding) -> str:
