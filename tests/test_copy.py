@@ -260,5 +260,5 @@ def test_a_copy_that_lost_entries_is_noticed(
     target.backend.delete(lost)
     missing = documents[3].version.tokens
     total = len(held(source))
-    with pytest.raises(StoreCorrupt, match=f"holds {total - missing} of {total} entries"):
+    with pytest.raises(StoreCorrupt, match=f"holds {total - missing:,} of {total:,} entries"):
         verify(source, target, documents)
