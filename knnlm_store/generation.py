@@ -61,7 +61,7 @@ class KnnLM:
         self._domains = domains
         self.counters = Counters()
         self._used = InUse()
-        self._on = self._is_off_for_good = False
+        self._on = self._is_detached = False
         self._thread = _PerThread()
         model = language_model.model
         if getattr(model, "_compiled_call_impl", None) or hasattr(model, "_compiled_call"):
@@ -172,7 +172,7 @@ class KnnLM:
 
     def _turn(self, on: bool) -> None:
         """Switch, unless detached: the hook for keys may be another's by then."""
-        if not self._is_off_for_good:
+        if not self._is_detached:
             self._on = self.language_model.tap.following = on
 
     def explain(
@@ -200,10 +200,10 @@ class KnnLM:
 
     def detach(self) -> None:
         """Take the hooks off the model; this object is not used afterwards."""
-        if self._is_off_for_good:
+        if self._is_detached:
             return
         self.off()
-        self._is_off_for_good = True
+        self._is_detached = True
         self._used.end()
         self._handle.remove()
         self.language_model.tap.remove()

@@ -17,6 +17,7 @@ from knnlm_store.policies import Ratio
 from knnlm_store.tuning.cache import Reading, cached
 from knnlm_store.tuning.known import contamination
 from knnlm_store.tuning.tune import tune
+from knnlm_store.values import Float32
 from tests.ingest_support import document, prose
 from tests.tuning_support import (
     KNOWN,
@@ -152,6 +153,20 @@ def test_a_document_that_comes_twice(shared_model: LanguageModel, store: Datasto
     assert sample.names == (one.id, two.id, one.id, one.id)
     expected = [shared_model.encode(d.text) for d in (one, two, one, one)]
     assert sample.targets.tolist() == np.concatenate(expected).tolist()
+
+
+def test_queries_are_kept_unless_they_are_large(
+    shared_model: LanguageModel, store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def queries() -> Float32 | None:
+        sample = cached(texts(VALID), shared_model, store, 4, Reading(), most=100)
+        return sample.evidence.queries
+
+    kept = queries()
+    assert kept is not None
+    assert kept.shape == (100, 32)
+    monkeypatch.setattr("knnlm_store.tuning.cache.LARGEST", 31)
+    assert queries() is None
 
 
 def test_problems_and_progress_are_told(shared_model: LanguageModel, store: Datastore) -> None:

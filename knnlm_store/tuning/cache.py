@@ -15,10 +15,12 @@ from knnlm_store.models import LanguageModel
 from knnlm_store.scoring import Scored, score_batch
 from knnlm_store.several import Searchable
 from knnlm_store.tuning.draw import shares
-from knnlm_store.tuning.likeness import LARGEST
 from knnlm_store.tuning.sample import Sample, joined
 from knnlm_store.values import Int64
 from knnlm_store.windows import Window, batches, windows
+
+LARGEST = 1024
+"""Dimensions above which queries are not kept: a likeness fitted to them would take minutes."""
 
 _READ = 100  # times what is looked at: text beyond that is not even read
 
@@ -114,7 +116,7 @@ def _encoded(
 def _compact(evidence: Evidence) -> Evidence:
     """Keep less of many rows: a token has at most 32 bits, a logarithm needs no more.
 
-    Nobody looks at queries of many dimensions.
+    Queries are left out where they are large.
     """
     queries = evidence.queries
     return replace(

@@ -21,9 +21,6 @@ from knnlm_store.values import Float32, Int64
 RIDGE = 100.0
 """Times the mean variance of a component: so strong that domains never seen look unlike as well."""
 
-LARGEST = 1024
-"""Dimensions of keys above which this would take minutes: raw ones of large models."""
-
 _PARTS, _ROWS = 5, 4096
 
 
